@@ -1,0 +1,787 @@
+"""Proximal Policy Optimization (PPO), clipped; Schulman et al. 2017.
+
+Idea
+    A policy gradient is right only for the policy that played the rollout; one large step along it can
+    ruin the policy, and then the next rollout too. PPO takes many small steps on each rollout and
+    stops paying for movement: once the ratio of new to old probability has left 1 ± ε in the
+    direction that the advantage asks for, the gradient of that sample is zero.
+
+Equations, in the order of the code
+    [CS-3a]   J(θ) = E_τ[Σ_t γ^t r_t]                                        what is to be maximised
+    [AC-02a]  π_θ(a|s) = softmax(f_θ(s))_a                                   Discrete actions
+    [AC-02b]  a ∼ N(μ_θ(s), σ²I)                                             Box actions
+    [CS-10b]  δ_t = r_t + γ V(s_{t+1}) − V(s_t)                              V(s_{t+1}) = 0 after the end
+    [X-GAE]   Â_t = Σ_l (γλ)^l δ_{t+l}
+    [AC-09b]  L_CLIP = E_t[min(r_t Â_t, clip(r_t, 1−ε, 1+ε) Â_t)]
+    [AC-08b]  r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)
+    [X-VF]    L_VF = (V_w(s_t) − V_t^target)²                                V_t^target = Â_t + V(s_t)
+    [CS-8.1a] J_ent = J + β E_s[H(π(·|s))]                                   β is c₂ below
+    [AC-09c]  L = L_CLIP − c₁ L_VF + c₂ H                                    maximised over θ and w
+
+Algorithm [AC-09d]
+    1. initialise the policy θ and the critic w
+    2. play T steps in each of N environments with π_old = π_θ
+    3. log π_old(a|s) of all T·N actions, in one batch
+    4. K times: advantages Â by GAE, and value targets, with the critic as it is now
+    5.     shuffle the T·N samples into minibatches; for each one a step of Adam up the objective L
+    6. discard the rollout; only the running statistics keep a trace of it; back to 2
+
+Not in the text [impl]
+    observations standardised by running statistics, clipped at ±10        Henderson et al. 2018
+    actions in units of the half range, clipped only on the way to env     (Gaussian sample is what is scored)
+    critic's output and loss in units of the returns' running std          tianshou's mujoco_ppo
+    advantages and targets recomputed in every epoch                       Andrychowicz et al. 2021, 3.5
+    orthogonal weights, last policy layer × 0.01, σ starts at e^−0.5       Andrychowicz et al. 2021, 3.2
+    gradient norm clipped at 0.5, Adam's ε = 1e-5                          OpenAI baselines
+    two networks, no shared layers (AC-07 shares them)                     one loss cannot drown the other
+
+Changed from trpo.py
+    clipped_surrogate in place of surrogate, mean_kl, Fisher-vector product, conjugate gradient and
+    line search; K epochs of minibatches with one Adam in place of one natural gradient step.
+
+Run
+    python ppo.py --env-id HalfCheetah-v4
+
+References
+    Schulman et al. 2017, Proximal policy optimization algorithms, arXiv:1707.06347
+    Schulman et al. 2016, High-dimensional continuous control using GAE, arXiv:1506.02438
+    Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
+    Henderson et al. 2018, Deep reinforcement learning that matters, arXiv:1709.06560
+    Pardo et al. 2018, Time limits in reinforcement learning, arXiv:1712.00378
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import platform
+import random
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import BinaryIO
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+from tqdm import tqdm
+
+# ── Arguments ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Args:
+    seed: int = 1  # seed of all random generators
+    torch_deterministic: bool = True  # cuDNN uses deterministic kernels (matters on a GPU only)
+    cuda: bool = False  # use the GPU; networks of this size are usually faster on one CPU core
+    num_threads: int = 1  # PyTorch's CPU threads; more of them slow small networks down
+    track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline needs no account)
+    wandb_project_name: str = "policy-gradients"  # W&B project
+    wandb_entity: str | None = None  # W&B user or team
+    capture_video: bool = False  # record the evaluation episodes as MP4 files
+    eval_episodes: int = 10  # episodes of the deterministic evaluation after training
+    checkpoint_every: int = 100_000  # environment steps between two checkpoints
+    resume: Path | None = None  # go on with the run in this folder; other flags override its own
+    env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
+    total_timesteps: int = 1_000_000  # environment steps, summed over all environments
+    # Algorithm
+    learning_rate: float = 3e-4  # step size of Adam
+    num_envs: int = 64  # N, environments [AC-09d]
+    num_steps: int = 32  # T, steps in each environment per rollout [AC-09d]
+    anneal_lr: bool = False  # lower the step size linearly to 0 over total_timesteps
+    gamma: float = 0.99  # γ, discount factor [CS-3a]
+    gae_lambda: float = 0.95  # λ, decay of the weights of later TD errors [X-GAE]
+    num_minibatches: int = 32  # minibatches that each epoch is cut into
+    update_epochs: int = 10  # K, epochs over each rollout [AC-09d]
+    norm_adv: bool = False  # standardise the advantages of each minibatch
+    clip_coef: float = 0.2  # ε, the ratio is clipped to 1 ± ε [AC-09b]
+    clip_vloss: bool = False  # clip the change of the value, too (not in the PPO paper)
+    ent_coef: float = 0.0  # c₂ = β, weight of the entropy bonus [AC-09c]
+    vf_coef: float = 0.25  # c₁, weight of the value loss, which has no factor ½ here [AC-09c]
+    max_grad_norm: float = 0.5  # the gradient of θ and w together is scaled down to this norm
+    target_kl: float | None = None  # no further epoch once KL(π_old ‖ π_θ) exceeds this
+
+
+# ── Networks ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class RunningNorm(nn.Module):
+    """Standardises its input by the mean and std of all that `update` has seen [impl].
+
+    The statistics are buffers: they are saved with the network, and move only when told to.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.std).clamp(-10, 10)
+
+    @torch.no_grad()
+    def update(self, batch: Tensor) -> None:
+        """Merges a batch (B, *shape) in, as if all samples so far stood in one array."""
+        self.count += len(batch)
+        share = (len(batch) / self.count).float()  # of this batch among all samples
+        shift = batch.mean(0) - self.mean
+        variance = (1 - share) * self.std**2 + share * batch.var(0, correction=0)
+        variance += share * (1 - share) * shift**2  # between the batch and the samples before it
+        self.mean += share * shift
+        self.std.copy_(variance.clamp(min=1e-8).sqrt())
+
+
+def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
+    """Two hidden layers of 64 tanh units; orthogonal weights and zero biases [impl]."""
+    layers = [nn.Linear(inputs, 64), nn.Linear(64, 64), nn.Linear(64, outputs)]
+    for layer, gain in zip(layers, (math.sqrt(2), math.sqrt(2), output_gain)):
+        nn.init.orthogonal_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
+
+
+class Actor(nn.Module):
+    """π_θ(a|s): a softmax over Discrete actions, or a diagonal Gaussian over Box actions.
+
+    The Gaussian lives in units in which the bounds of the action space are −1 and +1. Its samples
+    are stored and scored as they are; only `to_env` clips them. [impl]
+
+    Raises:
+        ValueError: if the actions are neither Discrete nor a Box of floats with finite bounds.
+    """
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        super().__init__()
+        self.discrete = isinstance(action_space, gym.spaces.Discrete)
+        if not self.discrete and not is_bounded_box(action_space):
+            raise ValueError(
+                f"the action space is {action_space}; this script serves Discrete spaces, and Box "
+                "spaces of floats with finite bounds"
+            )
+        self.obs_norm = RunningNorm(*observation_space.shape)
+        if self.discrete:
+            self.first_action, outputs = int(action_space.start), int(action_space.n)
+        else:
+            self.action_shape, outputs = action_space.shape, math.prod(action_space.shape)
+            self.register_buffer("low", torch.as_tensor(action_space.low).float().flatten())
+            self.register_buffer("high", torch.as_tensor(action_space.high).float().flatten())
+            self.log_std = nn.Parameter(torch.full((outputs,), -0.5))  # log σ, for all states
+        # [impl] A last layer near zero: at first no action is preferred, whatever the state.
+        self.net = mlp(observation_space.shape[0], outputs, output_gain=0.01)
+
+    def forward(self, obs: Tensor) -> Distribution:
+        """obs (B, O) → the distribution of B actions; its log_prob and entropy are (B,)."""
+        output = self.net(self.obs_norm(obs))
+        if self.discrete:
+            return Categorical(logits=output, validate_args=False)  # [AC-02a]
+        normal = Normal(output, self.log_std.exp().expand_as(output), validate_args=False)
+        # Sum log-probabilities over action dimensions: (B, A) → (B,).
+        return Independent(normal, 1, validate_args=False)  # [AC-02b]
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """A sample of the distribution → the action that env.step takes."""
+        if self.discrete:
+            return action + self.first_action
+        middle, half_range = (self.high + self.low) / 2, (self.high - self.low) / 2
+        action = (middle + half_range * action).clamp(self.low, self.high)
+        return action.unflatten(-1, self.action_shape)
+
+    def mode(self, obs: Tensor) -> Tensor:
+        """obs (B, O) → the most probable actions, as env.step takes them."""
+        return self.to_env(self(obs).mode)
+
+
+class Critic(nn.Module):
+    """V_w(s), in the units of the rewards.
+
+    [impl] The network inside works in units of the returns' std, whatever the rewards' scale.
+    """
+
+    def __init__(self, observation_space: gym.Space) -> None:
+        super().__init__()
+        self.obs_norm = RunningNorm(*observation_space.shape)
+        self.return_norm = RunningNorm()
+        self.net = mlp(observation_space.shape[0], 1, output_gain=1.0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """obs (B, O) → values (B,)."""
+        return self.net(self.obs_norm(obs)).squeeze(-1) * self.return_norm.std
+
+
+# ── Equations ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def td_errors(
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminations: Tensor, gamma: float
+) -> Tensor:
+    """δ_t = r_t + γ V(s_{t+1}) − V(s_t)  [CS-10b]
+
+    All (T, N) → (T, N).
+    """
+    assert rewards.shape == values.shape == next_values.shape == terminations.shape
+    # V(s') = 0 only if terminated; a time limit still bootstraps.
+    return rewards + gamma * (1 - terminations.float()) * next_values - values  # [CS-10b]
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminations: Tensor,
+    truncations: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Â_t = Σ_l (γλ)^l δ_{t+l}  [X-GAE]
+
+    All (T, N) → (T, N), by the recursion Â_t = δ_t + γλ Â_{t+1}. It starts at 0 behind the end of
+    the rollout, and anew behind the end of each episode, whichever way that ended.
+    """
+    assert rewards.shape == truncations.shape
+    deltas = td_errors(rewards, values, next_values, terminations, gamma)
+    traces = gamma * gae_lambda * (1 - (terminations.bool() | truncations.bool()).float())
+    advantages, advantage = [], torch.zeros_like(rewards[0])  # each (N,)
+    for delta, trace in zip(deltas.flip(0), traces.flip(0)):  # t = T−1, ..., 0
+        advantage = delta + trace * advantage  # [X-GAE]
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1])
+
+
+def clipped_surrogate(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_coef: float
+) -> Tensor:
+    """L_CLIP = E_t[min(r_t Â_t, clip(r_t, 1−ε, 1+ε) Â_t)]  [AC-09b]
+
+    All (B,) → scalar, to be maximised.
+    """
+    assert log_probs.shape == old_log_probs.shape == advantages.shape
+    ratio = (log_probs - old_log_probs).exp()  # [AC-08b]
+    clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    return torch.minimum(ratio * advantages, clipped_ratio * advantages).mean()  # [AC-09b]
+
+
+def objective(
+    actor: Actor,
+    critic: Critic,
+    observations: Tensor,
+    actions: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    old_values: Tensor,
+    targets: Tensor,
+    args: Args,
+) -> tuple[Tensor, ...]:
+    """L = L_CLIP − c₁ L_VF + c₂ H  [AC-09c]
+
+    All (B, ...) → scalars L, to be maximised, and its three terms L_CLIP, L_VF, H.
+    """
+    if args.norm_adv and len(advantages) > 1:  # the std of one number is NaN
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    dist = actor(observations)
+    log_probs = dist.log_prob(actions)
+    surrogate = clipped_surrogate(log_probs, old_log_probs, advantages, args.clip_coef)
+
+    values = critic(observations)
+    errors = (values - targets) ** 2  # [X-VF]
+    if args.clip_vloss:
+        reach = args.clip_coef * critic.return_norm.std
+        clipped_values = old_values + (values - old_values).clamp(-reach, reach)
+        errors = torch.maximum(errors, (clipped_values - targets) ** 2)
+    value_loss = errors.mean() / critic.return_norm.std**2  # in units of the returns' std
+
+    entropy = dist.entropy().mean()  # [CS-8.1a]
+    L = surrogate - args.vf_coef * value_loss + args.ent_coef * entropy  # [AC-09c]
+    return L, surrogate, value_loss, entropy
+
+
+# ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def train(args: Args) -> Path:
+    """Trains, saves and evaluates; returns the run's folder.
+
+    Raises:
+        ValueError: for an argument or an environment that cannot be used.
+        FloatingPointError: when a loss or a parameter is no longer finite.
+        OSError: when the run's folder cannot be written.
+    """
+    T, N = args.num_steps, args.num_envs
+    device = prepare(args, batch_size=T * N)
+    env_fns = [lambda: make_env(args.env_id)] * N
+    envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+    observation_space, action_space = envs.single_observation_space, envs.single_action_space
+
+    # 1. Initialise the policy θ and the critic w.
+    actor = Actor(observation_space, action_space).to(device)
+    critic = Critic(observation_space).to(device)
+    parameters = [*actor.parameters(), *critic.parameters()]
+    optimizer = torch.optim.Adam(parameters, args.learning_rate, eps=1e-5, fused=True)
+    run = Run(args, actor=actor, critic=critic, optimizer=optimizer)
+
+    obs, _ = envs.reset(seed=args.seed + run.step)  # (N, O)
+    while run.step < args.total_timesteps and not run.interrupted:  # [AC-09d]
+        lr_scale = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
+        optimizer.param_groups[0]["lr"] = args.learning_rate * lr_scale
+
+        # 2. Play T steps in each of N environments with π_old = π_θ.
+        observations = np.empty((T, N, *observation_space.shape), np.float32)
+        next_observations = np.empty_like(observations)
+        rewards = np.empty((T, N), np.float32)
+        terminations, truncations = np.empty((2, T, N), bool)
+        actions = []
+        for t in range(T):
+            observations[t] = obs
+            with torch.inference_mode():
+                action = actor(torch.as_tensor(observations[t], device=device)).sample()
+                env_action = actor.to_env(action).numpy(force=True)
+            obs, rewards[t], terminations[t], truncations[t], infos = envs.step(env_action)
+            actions.append(action)
+            next_observations[t] = obs
+            run.step += N
+            for n in np.flatnonzero(terminations[t] | truncations[t]):
+                # next_obs is the true successor, even when the env has just been reset.
+                next_observations[t, n] = infos["final_obs"][n]
+                episode = infos["final_info"]["episode"]
+                run.log_episode(episode["r"][n], episode["l"][n])
+        observations, next_observations, rewards, terminations, truncations = (
+            torch.as_tensor(array, device=device)
+            for array in (observations, next_observations, rewards, terminations, truncations)
+        )
+        actions = torch.stack(actions)  # (T, N) or (T, N, A)
+
+        # 3. log π_old(a|s) of all T·N actions, in one batch.
+        with torch.no_grad():
+            old_log_probs = actor(observations).log_prob(actions)  # (T, N)
+
+        losses = []
+        for _ in range(args.update_epochs):
+            # 4. Advantages Â by GAE, and value targets, with the critic as it is now.
+            # The target is a constant: no gradient flows through it.
+            with torch.no_grad():
+                values, next_values = critic(observations), critic(next_observations)  # (T, N)
+                ends = terminations, truncations
+                advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+                targets = advantages + values
+
+            # 5. For each minibatch of the shuffled samples a step of Adam up the objective L.
+            samples = observations, actions, old_log_probs, advantages, values, targets
+            samples = [tensor.flatten(0, 1) for tensor in samples]  # (T, N, ...) → (T·N, ...)
+            for index in torch.randperm(T * N, device=device).tensor_split(args.num_minibatches):
+                minibatch = (tensor[index] for tensor in samples)
+                L, *terms = objective(actor, critic, *minibatch, args)
+                optimizer.zero_grad()
+                (-L).backward()  # Ascent on the objective = descent on its negative.
+                grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=True)
+                optimizer.step()
+                losses.append(torch.stack((*terms, grad_norm)).detach())
+
+            # [impl] How far has π_θ moved from π_old? E[(r − 1) − log r] estimates the KL, and is
+            # never negative: Schulman 2020, http://joschu.net/blog/kl-approx.html
+            with torch.no_grad():
+                log_ratio = actor(observations).log_prob(actions) - old_log_probs
+                approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()
+            if args.target_kl is not None and approx_kl > args.target_kl:
+                break
+
+        # 6. Discard the rollout. [impl] The statistics move here only: had they moved between
+        # acting and the update, the ratio would not start at 1.
+        actor.obs_norm.update(observations.flatten(0, 1))
+        critic.obs_norm.update(observations.flatten(0, 1))
+        critic.return_norm.update(targets.flatten())
+        surrogate, value_loss, entropy, grad_norm = torch.stack(losses).mean(0)
+        run.log_update(
+            clipped_surrogate=surrogate,
+            value_loss=value_loss,
+            entropy=entropy,
+            grad_norm=grad_norm,
+            approx_kl=approx_kl,
+            clip_fraction=((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean(),
+            explained_variance=1 - (targets - values).var() / targets.var().clamp(min=1e-8),
+            learning_rate=optimizer.param_groups[0]["lr"],
+        )
+    envs.close()
+    return run.finish(actor)
+
+
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+
+
+def prepare(args: Args, batch_size: int = 1) -> torch.device:
+    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
+
+    Raises:
+        ValueError: for an argument that no run can use: which one, and what is needed.
+    """
+    for name, number in vars(args).items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        least = 0 if isinstance(number, float) or name in ("seed", "eval_episodes") else 1
+        most = 1 if name in ("gamma", "gae_lambda", "tau") else math.inf
+        if not (least <= number <= most and math.isfinite(number)):
+            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
+    if args.total_timesteps < batch_size:
+        raise ValueError(
+            f"total_timesteps is {args.total_timesteps}; it must be at least one batch, {batch_size}"
+        )
+    if args.cuda and not torch.cuda.is_available():
+        raise ValueError("cuda is set, but PyTorch finds no GPU here; leave --cuda out")
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    if importlib.util.find_spec("mujoco"):  # as Python warnings its notices come once, not per env
+        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
+    if args.capture_video:  # better now than after a million steps
+        check_video(args.env_id)
+    return torch.device("cuda" if args.cuda else "cpu")
+
+
+def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
+    """One environment with flat observations; an episode's last info has its return and length.
+
+    Raises:
+        ValueError: if the observations cannot become a flat vector.
+    """
+    env = gym.make(env_id, render_mode=None if video_folder is None else "rgb_array")
+    if video_folder is not None:
+        env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
+    env = gym.wrappers.RecordEpisodeStatistics(env)
+    space = env.observation_space
+    if not space.is_np_flattenable:
+        raise ValueError(f"{env_id} has observations that cannot become a flat vector: {space}")
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    return env
+
+
+def check_video(env_id: str) -> None:
+    """Raises RuntimeError if the episodes of this environment cannot be recorded here."""
+    try:
+        import moviepy  # noqa: F401
+
+        env = gym.make(env_id, render_mode="rgb_array")
+        env.reset()
+        env.render()
+        env.close()
+    except Exception as error:
+        raise RuntimeError(
+            f"capture_video is set, but {env_id} cannot be recorded here: {error!r}. It needs "
+            "`pip install moviepy pygame`; MuJoCo without a screen needs the variable MUJOCO_GL=egl "
+            "(a GPU or Mesa's libegl1) or MUJOCO_GL=osmesa (libosmesa6)."
+        ) from error
+
+
+def is_bounded_box(space: gym.Space) -> bool:
+    """Whether the space holds arrays of floats between finite bounds."""
+    is_box = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    return is_box and bool(np.isfinite([space.low, space.high]).all())
+
+
+@torch.inference_mode()
+def evaluate(
+    actor: nn.Module, env_id: str, episodes: int, seed: int, video_folder: Path | None = None
+) -> list[float]:
+    """The returns of some episodes played with the actor's mode, its statistics frozen.
+
+    Args:
+        actor: has `mode(obs)`, observations (B, O) → actions as env.step takes them.
+        env_id: a new environment of this id is made, and seeded once.
+        video_folder: records every episode there as an MP4 file.
+    """
+    env = make_env(env_id, video_folder)
+    device = next(actor.parameters()).device
+    returns = []
+    obs, _ = env.reset(seed=seed)
+    while len(returns) < episodes:
+        batch = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(0)  # (1, O)
+        obs, _, terminated, truncated, info = env.step(actor.mode(batch)[0].numpy(force=True))
+        if terminated or truncated:
+            returns.append(float(info["episode"]["r"]))
+            obs, _ = env.reset()
+    env.close()
+    return returns
+
+
+class Run:
+    """All that surrounds the algorithm: the run's folder, logs, progress bar, checkpoints, end.
+
+    args.json       script, arguments, versions of the packages
+    episodes.csv    one row for each finished training episode: step, return, length, seconds
+    updates.csv     one row for each update: step, seconds, steps_per_second, losses, diagnostics
+    checkpoint.pt   all that --resume needs: `state`, the counters, all random generators
+    summary.json    what the last line on the screen says
+
+    Args:
+        args: if `args.resume` is set, that folder is used, and everything restored from it.
+        state: what a checkpoint holds, by name; each has state_dict() and load_state_dict().
+    """
+
+    def __init__(self, args: Args, **state) -> None:
+        self.args, self.state = args, state
+        self.script = Path(__file__).stem
+        self.step = self.saved_step = 0  # environment steps: taken, and in the checkpoint
+        self.recent_returns = deque(maxlen=100)
+        self.csv_files, self.wandb, self.interrupted = {}, None, False
+        label = re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{self.script}__{args.seed}__")
+        self.folder = Path(args.resume or f"runs/{label}{datetime.now():%Y%m%d-%H%M%S-%f}")
+        seconds = self.restore() if args.resume else 0.0
+        self.clock = time.perf_counter() - seconds  # goes on where it had stopped
+        self.last_step, self.last_seconds = self.step, seconds
+        if not args.resume:
+            with self.disk_errors():
+                self.folder.mkdir(parents=True)
+            self.save()
+        if self.step < args.total_timesteps:  # watching a finished run leaves its arguments alone
+            arguments = {name: value for name, value in vars(args).items() if name != "resume"}
+            content = {"script": self.script, "args": arguments, "versions": versions()}
+            self.write_json("args", content)
+        if args.track:
+            import wandb  # needed with --track only
+
+            self.wandb = wandb.init(
+                project=args.wandb_project_name,
+                entity=args.wandb_entity,
+                name=self.folder.name,
+                id=self.folder.name,
+                resume="allow",
+                config=vars(args),
+                dir=self.folder,
+            )
+            self.wandb.define_metric("*", step_metric="step")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self.interrupt)
+            signal.signal(signal.SIGTERM, self.interrupt)
+        print(f"{self.script} on {args.env_id}, seed {args.seed}, in {self.folder}")
+        self.bar = tqdm(
+            initial=self.step,
+            total=args.total_timesteps,
+            unit=" steps",
+            unit_scale=True,
+            mininterval=0.5 if sys.stderr.isatty() else 60,  # seconds; a log file needs few lines
+        )
+
+    def log_episode(self, episode_return: float, length: int) -> None:
+        """Logs a training episode that ended at the current step, its rewards as the env gave them."""
+        self.recent_returns.append(float(episode_return))
+        self.write_row("episodes", {"return": float(episode_return), "length": int(length)})
+
+    def log_update(self, **metrics: Tensor | float) -> None:
+        """Logs an update, moves the progress bar, and saves a checkpoint when one is due.
+
+        Raises:
+            FloatingPointError: if a metric, a parameter or a running statistic is not finite.
+        """
+        metrics = {name: float(number) for name, number in metrics.items()}
+        broken = [name for name, number in metrics.items() if not math.isfinite(number)]
+        for name, part in self.state.items():
+            if isinstance(part, nn.Module):
+                if not all(tensor.isfinite().all() for tensor in part.state_dict().values()):
+                    broken.append(name)
+        if broken:
+            raise FloatingPointError(
+                f"not finite at step {self.step}: {', '.join(broken)}. The run has stopped; "
+                f"{self.folder / 'checkpoint.pt'} still holds step {self.saved_step}. Look for "
+                "rewards or observations that are not finite, or lower the learning rate."
+            )
+        seconds = self.seconds()
+        steps, speed_seconds = self.step - self.last_step, seconds - self.last_seconds
+        self.last_step, self.last_seconds = self.step, seconds
+        self.write_row("updates", {"steps_per_second": steps / speed_seconds, **metrics})
+        if self.recent_returns:
+            self.bar.set_postfix_str(f"return {np.mean(self.recent_returns):,.1f}", refresh=False)
+        self.bar.update(steps)
+        if self.step - self.saved_step >= self.args.checkpoint_every:
+            self.save()
+
+    def finish(self, actor: nn.Module) -> Path:
+        """Saves, evaluates, prints the summary, returns the folder; after Ctrl-C saves and exits."""
+        self.bar.close()
+        args, seconds = self.args, self.seconds()
+        if self.step > self.saved_step:
+            self.save()
+        if self.interrupted:
+            print(f"Stopped and saved at step {self.step}. To go on: {self.how_to_resume()}")
+            raise SystemExit(130)  # what a shell expects after Ctrl-C
+        self.reset_signals()
+        videos = self.folder / "videos" if args.capture_video else None
+        # The evaluation's seed is one that training never reaches.
+        returns = evaluate(actor, args.env_id, args.eval_episodes, args.seed + 10**9, videos)
+        summary = {
+            "step": self.step,
+            "seconds": seconds,
+            "steps_per_second": self.step / seconds,
+            "training_return": float(np.mean(self.recent_returns)) if self.recent_returns else None,
+            "evaluation_return": float(np.mean(returns)) if returns else None,
+            "evaluation_std": float(np.std(returns)) if returns else None,
+        }
+        self.write_json("summary", summary | {"evaluation_returns": returns})
+        line = f"{self.step:,} steps in {seconds:,.0f} s ({self.step / seconds:,.0f} steps/s)"
+        if self.recent_returns:
+            episodes = len(self.recent_returns)
+            line += f", last {episodes} training returns {summary['training_return']:,.1f}"
+        if returns:
+            line += f", evaluation {np.mean(returns):,.1f} ± {np.std(returns):,.1f}"
+        print(f"{line}, saved in {self.folder}")
+        if self.wandb:
+            self.wandb.summary.update(summary)
+            self.wandb.finish()
+        return self.folder
+
+    def seconds(self) -> float:
+        """Seconds since the start, without the time between a stop and its resumption."""
+        return time.perf_counter() - self.clock
+
+    def interrupt(self, *_: object) -> None:
+        """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
+        self.interrupted = True
+        self.reset_signals()
+        self.bar.write("Stopping after this update. Once more stops at once, without saving.")
+
+    def reset_signals(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def how_to_resume(self) -> str:
+        return f"python {self.script}.py --resume {self.folder}"
+
+    @contextmanager
+    def disk_errors(self) -> Iterator[None]:
+        """Adds to the error of a full or read-only disk what is saved, and what to do."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            message = f"cannot write to {self.folder}: {error}."
+            if (self.folder / "checkpoint.pt").exists():
+                message += f" Its checkpoint.pt still holds step {self.saved_step}."
+                message += f" Make room, then: {self.how_to_resume()}"
+            raise OSError(message) from error
+
+    def write_row(self, table: str, row: dict[str, float]) -> None:
+        """Appends a row to a CSV file, whole and at once, so that a kill loses none; and to W&B."""
+        row = {"step": self.step, "seconds": self.seconds()} | row
+        if table == "episodes":  # columns: step, return, length, seconds
+            row["seconds"] = row.pop("seconds")
+        with self.disk_errors():
+            if table not in self.csv_files:  # buffering=1: line by line
+                self.csv_files[table] = open(self.folder / f"{table}.csv", "a", buffering=1)
+            file = self.csv_files[table]
+            if file.tell() == 0:
+                print(*row, sep=",", file=file)
+            print(*(round(number, 6) for number in row.values()), sep=",", file=file)
+        if self.wandb:
+            self.wandb.log({"step": row.pop("step")} | {f"{table}/{k}": v for k, v in row.items()})
+
+    def write_json(self, name: str, content: dict) -> None:
+        text = json.dumps(content, indent=2, default=str) + "\n"
+        self.replace(f"{name}.json", lambda file: file.write(text.encode()))
+
+    def replace(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+        """Writes a file beside the old one, then moves it into its place: never half a file."""
+        with self.disk_errors():
+            temporary = self.folder / f"{name}.tmp"
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.folder / name)
+
+    def save(self) -> None:
+        """Writes checkpoint.pt. The CSV files are on disk up to this step already."""
+        checkpoint = {
+            "step": self.step,
+            "seconds": self.seconds(),
+            "state": {name: part.state_dict() for name, part in self.state.items()},
+            "random": random.getstate(),
+            "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if self.args.cuda else [],
+        }
+        self.replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
+        self.saved_step = self.step
+
+    def restore(self) -> float:
+        """Loads checkpoint.pt and cuts the CSV files back to its step; returns its seconds.
+
+        Raises:
+            ValueError: if the folder holds no run of this script and environment.
+        """
+        stored = stored_args(self.folder)
+        if stored["env_id"] != self.args.env_id:
+            raise ValueError(f"{self.folder} is a run on {stored['env_id']}, not {self.args.env_id}")
+        checkpoint = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        for name, part in self.state.items():
+            part.load_state_dict(checkpoint["state"][name])
+        random.setstate(checkpoint["random"])
+        np.random.set_state(tuple(checkpoint["numpy"]))
+        torch.set_rng_state(checkpoint["torch"])
+        if self.args.cuda and checkpoint["cuda"]:
+            torch.cuda.set_rng_state_all(checkpoint["cuda"])
+        self.step = checkpoint["step"]
+        for table in ("episodes", "updates"):
+            path = self.folder / f"{table}.csv"
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            # The step is the first number of a row; a killed run may have left half a row behind.
+            rows = [row for row in lines[1:] if row.endswith("\n") and int(row.split(",")[0]) <= self.step]
+            text = "".join(lines[:1] + rows)
+            self.replace(path.name, lambda file: file.write(text.encode()))
+            if table == "episodes":
+                self.recent_returns.extend(float(row.split(",")[1]) for row in rows[-100:])
+        return checkpoint["seconds"]
+
+
+def stored_args(folder: Path) -> dict:
+    """The arguments of the run in this folder, for --resume.
+
+    Raises:
+        ValueError: if there is no run of this script.
+    """
+    path, script = Path(folder) / "args.json", Path(__file__).stem
+    if not path.exists() or not (Path(folder) / "checkpoint.pt").exists():
+        raise ValueError(f"resume is {folder}, but no run is there: args.json or checkpoint.pt is missing")
+    content = json.loads(path.read_text())
+    if content["script"] != script:
+        raise ValueError(
+            f"resume is {folder}, a run of {content['script']}.py; this is {script}.py"
+        )
+    return content["args"]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers of a run."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "gymnasium", "numpy", "mujoco"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def parse_args() -> Args:
+    """The command line; with --resume, flags that are not given keep the stored run's values."""
+    description = __doc__.split("\n")[0]
+    args = tyro.cli(Args, description=description)
+    if args.resume is not None:
+        args = tyro.cli(Args, description=description, default=Args(**stored_args(args.resume)))
+    return args
+
+
+if __name__ == "__main__":
+    train(parse_args())
