@@ -237,7 +237,7 @@ def td_errors(
     """
     assert rewards.shape == values.shape == next_values.shape == terminations.shape
     # V(s') = 0 only if terminated; a time limit still bootstraps.
-    return rewards + gamma * (1 - terminations.float()) * next_values - values  # [CS-10b]
+    return rewards + gamma * (1 - terminations.to(rewards.dtype)) * next_values - values  # [CS-10b]
 
 
 def gae(
@@ -256,7 +256,8 @@ def gae(
     """
     assert rewards.shape == truncations.shape
     deltas = td_errors(rewards, values, next_values, terminations, gamma)
-    traces = gamma * gae_lambda * (1 - (terminations.bool() | truncations.bool()).float())
+    ends = (terminations.bool() | truncations.bool()).to(rewards.dtype)
+    traces = gamma * gae_lambda * (1 - ends)
     advantages, advantage = [], torch.zeros_like(rewards[0])  # each (N,)
     for delta, trace in zip(deltas.flip(0), traces.flip(0)):  # t = T−1, ..., 0
         advantage = delta + trace * advantage  # [X-GAE]
@@ -324,6 +325,8 @@ def train(args: Args) -> Path:
     """
     T, N = args.num_steps, args.num_envs
     device = prepare(args, batch_size=T * N)
+    if args.num_minibatches > T * N:
+        raise ValueError(f"num_minibatches is {args.num_minibatches}; it can be at most {T * N}")
     env_fns = [lambda: make_env(args.env_id)] * N
     envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
     observation_space, action_space = envs.single_observation_space, envs.single_action_space
@@ -355,6 +358,7 @@ def train(args: Args) -> Path:
             actions.append(action)
             next_observations[t] = obs
             run.step += N
+            run.check_finite(observation=obs, reward=rewards[t])
             for n in np.flatnonzero(terminations[t] | truncations[t]):
                 # next_obs is the true successor, even when the env has just been reset.
                 next_observations[t, n] = infos["final_obs"][n]
@@ -460,8 +464,10 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     Raises:
         ValueError: if the observations cannot become a flat vector.
     """
-    env = gym.make(env_id, render_mode=None if video_folder is None else "rgb_array")
-    if video_folder is not None:
+    if video_folder is None:
+        env = gym.make(env_id)
+    else:
+        env = gym.make(env_id, render_mode="rgb_array")
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = gym.wrappers.RecordEpisodeStatistics(env)
     space = env.observation_space
@@ -509,13 +515,15 @@ def evaluate(
     env = make_env(env_id, video_folder)
     device = next(actor.parameters()).device
     returns = []
-    obs, _ = env.reset(seed=seed)
-    while len(returns) < episodes:
-        batch = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(0)  # (1, O)
-        obs, _, terminated, truncated, info = env.step(actor.mode(batch)[0].numpy(force=True))
-        if terminated or truncated:
-            returns.append(float(info["episode"]["r"]))
-            obs, _ = env.reset()
+    for episode in range(episodes):
+        obs, _ = env.reset(seed=seed if episode == 0 else None)
+        ended = False
+        while not ended:
+            batch = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(0)  # (1, O)
+            action = actor.mode(batch)[0].numpy(force=True)
+            obs, _, terminated, truncated, info = env.step(action)
+            ended = terminated or truncated
+        returns.append(float(info["episode"]["r"]))
     env.close()
     return returns
 
@@ -535,16 +543,16 @@ class Run:
     """
 
     def __init__(self, args: Args, **state) -> None:
-        self.args, self.state = args, state
-        self.script = Path(__file__).stem
-        self.step = self.saved_step = 0  # environment steps: taken, and in the checkpoint
+        self.args, self.state, self.script = args, state, Path(__file__).stem
+        self.step = self.saved_step = 0  # environment steps: taken so far, and in the checkpoint
         self.recent_returns = deque(maxlen=100)
         self.csv_files, self.wandb, self.interrupted = {}, None, False
         label = re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{self.script}__{args.seed}__")
         self.folder = Path(args.resume or f"runs/{label}{datetime.now():%Y%m%d-%H%M%S-%f}")
-        seconds = self.restore() if args.resume else 0.0
-        self.clock = time.perf_counter() - seconds  # goes on where it had stopped
-        self.last_step, self.last_seconds = self.step, seconds
+        self.resume_command = f"python {self.script}.py --resume {self.folder}"
+        self.last_seconds = self.restore() if args.resume else 0.0
+        self.clock = time.perf_counter() - self.last_seconds  # goes on where it had stopped
+        self.last_step = self.step
         if not args.resume:
             with self.disk_errors():
                 self.folder.mkdir(parents=True)
@@ -552,7 +560,7 @@ class Run:
         if self.step < args.total_timesteps:  # watching a finished run leaves its arguments alone
             arguments = {name: value for name, value in vars(args).items() if name != "resume"}
             content = {"script": self.script, "args": arguments, "versions": versions()}
-            self.write_json("args", content)
+            self.write_json("args.json", content)
         if args.track:
             import wandb  # needed with --track only
 
@@ -569,7 +577,7 @@ class Run:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self.interrupt)
             signal.signal(signal.SIGTERM, self.interrupt)
-        print(f"{self.script} on {args.env_id}, seed {args.seed}, in {self.folder}")
+        print(f"{self.script} on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         self.bar = tqdm(
             initial=self.step,
             total=args.total_timesteps,
@@ -578,10 +586,25 @@ class Run:
             mininterval=0.5 if sys.stderr.isatty() else 60,  # seconds; a log file needs few lines
         )
 
+    def seconds(self) -> float:
+        """Seconds since the start, without the time between a stop and its resumption."""
+        return time.perf_counter() - self.clock
+
     def log_episode(self, episode_return: float, length: int) -> None:
-        """Logs a training episode that ended at the current step, its rewards as the env gave them."""
+        """Logs a training episode that ended at the current step; its rewards as the env gave them."""
         self.recent_returns.append(float(episode_return))
-        self.write_row("episodes", {"return": float(episode_return), "length": int(length)})
+        row = {"step": self.step, "return": float(episode_return), "length": int(length)}
+        self.write_row("episodes", row | {"seconds": self.seconds()})
+
+    def check_finite(self, **values: Tensor | np.ndarray | float) -> None:
+        """Raises FloatingPointError if one of the named values has a NaN or an infinity in it."""
+        broken = [name for name, value in values.items() if not np.isfinite(value).all()]
+        if broken:
+            raise FloatingPointError(
+                f"not finite at step {self.step}: {', '.join(broken)}. The run has stopped; "
+                f"{self.folder / 'checkpoint.pt'} still holds step {self.saved_step}. If it is not "
+                "the environment that gave such numbers, lower the learning rate."
+            )
 
     def log_update(self, **metrics: Tensor | float) -> None:
         """Logs an update, moves the progress bar, and saves a checkpoint when one is due.
@@ -590,21 +613,14 @@ class Run:
             FloatingPointError: if a metric, a parameter or a running statistic is not finite.
         """
         metrics = {name: float(number) for name, number in metrics.items()}
-        broken = [name for name, number in metrics.items() if not math.isfinite(number)]
-        for name, part in self.state.items():
-            if isinstance(part, nn.Module):
-                if not all(tensor.isfinite().all() for tensor in part.state_dict().values()):
-                    broken.append(name)
-        if broken:
-            raise FloatingPointError(
-                f"not finite at step {self.step}: {', '.join(broken)}. The run has stopped; "
-                f"{self.folder / 'checkpoint.pt'} still holds step {self.saved_step}. Look for "
-                "rewards or observations that are not finite, or lower the learning rate."
-            )
-        seconds = self.seconds()
-        steps, speed_seconds = self.step - self.last_step, seconds - self.last_seconds
+        networks = [(name, part) for name, part in self.state.items() if isinstance(part, nn.Module)]
+        sums = {name: sum(x.sum() for x in part.state_dict().values()) for name, part in networks}
+        self.check_finite(**metrics, **{name: float(total) for name, total in sums.items()})
+        steps, seconds = self.step - self.last_step, self.seconds()
+        row = {"step": self.step, "seconds": seconds}
+        row["steps_per_second"] = steps / (seconds - self.last_seconds)
         self.last_step, self.last_seconds = self.step, seconds
-        self.write_row("updates", {"steps_per_second": steps / speed_seconds, **metrics})
+        self.write_row("updates", row | metrics)
         if self.recent_returns:
             self.bar.set_postfix_str(f"return {np.mean(self.recent_returns):,.1f}", refresh=False)
         self.bar.update(steps)
@@ -614,54 +630,43 @@ class Run:
     def finish(self, actor: nn.Module) -> Path:
         """Saves, evaluates, prints the summary, returns the folder; after Ctrl-C saves and exits."""
         self.bar.close()
-        args, seconds = self.args, self.seconds()
+        seconds = self.seconds() if self.step > self.saved_step else self.last_seconds
         if self.step > self.saved_step:
             self.save()
         if self.interrupted:
-            print(f"Stopped and saved at step {self.step}. To go on: {self.how_to_resume()}")
+            print(f"Stopped and saved at step {self.step}. To go on: {self.resume_command}")
             raise SystemExit(130)  # what a shell expects after Ctrl-C
-        self.reset_signals()
-        videos = self.folder / "videos" if args.capture_video else None
-        # The evaluation's seed is one that training never reaches.
-        returns = evaluate(actor, args.env_id, args.eval_episodes, args.seed + 10**9, videos)
+        self.interrupted = True  # from now on, Ctrl-C ends the process at once
+        videos = self.folder / "videos" if self.args.capture_video else None
+        seed = self.args.seed + 10**9  # one that training never reaches
+        returns = evaluate(actor, self.args.env_id, self.args.eval_episodes, seed, videos)
         summary = {
             "step": self.step,
             "seconds": seconds,
-            "steps_per_second": self.step / seconds,
             "training_return": float(np.mean(self.recent_returns)) if self.recent_returns else None,
             "evaluation_return": float(np.mean(returns)) if returns else None,
             "evaluation_std": float(np.std(returns)) if returns else None,
         }
-        self.write_json("summary", summary | {"evaluation_returns": returns})
+        self.write_json("summary.json", summary | {"evaluation_returns": returns})
         line = f"{self.step:,} steps in {seconds:,.0f} s ({self.step / seconds:,.0f} steps/s)"
         if self.recent_returns:
-            episodes = len(self.recent_returns)
-            line += f", last {episodes} training returns {summary['training_return']:,.1f}"
+            line += f"; training return {summary['training_return']:,.1f}"
+            line += f" over the last {len(self.recent_returns)} episodes"
         if returns:
-            line += f", evaluation {np.mean(returns):,.1f} ± {np.std(returns):,.1f}"
-        print(f"{line}, saved in {self.folder}")
+            line += f"; deterministic evaluation {np.mean(returns):,.1f} ± {np.std(returns):,.1f}"
+            line += f" over {len(returns)} episodes"
+        print(f"{line}; saved in {self.folder}")
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
         return self.folder
 
-    def seconds(self) -> float:
-        """Seconds since the start, without the time between a stop and its resumption."""
-        return time.perf_counter() - self.clock
-
     def interrupt(self, *_: object) -> None:
         """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
+        if self.interrupted:
+            raise KeyboardInterrupt
         self.interrupted = True
-        self.reset_signals()
         self.bar.write("Stopping after this update. Once more stops at once, without saving.")
-
-    def reset_signals(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def how_to_resume(self) -> str:
-        return f"python {self.script}.py --resume {self.folder}"
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
@@ -672,14 +677,11 @@ class Run:
             message = f"cannot write to {self.folder}: {error}."
             if (self.folder / "checkpoint.pt").exists():
                 message += f" Its checkpoint.pt still holds step {self.saved_step}."
-                message += f" Make room, then: {self.how_to_resume()}"
+                message += f" Make room, then: {self.resume_command}"
             raise OSError(message) from error
 
     def write_row(self, table: str, row: dict[str, float]) -> None:
         """Appends a row to a CSV file, whole and at once, so that a kill loses none; and to W&B."""
-        row = {"step": self.step, "seconds": self.seconds()} | row
-        if table == "episodes":  # columns: step, return, length, seconds
-            row["seconds"] = row.pop("seconds")
         with self.disk_errors():
             if table not in self.csv_files:  # buffering=1: line by line
                 self.csv_files[table] = open(self.folder / f"{table}.csv", "a", buffering=1)
@@ -688,63 +690,65 @@ class Run:
                 print(*row, sep=",", file=file)
             print(*(round(number, 6) for number in row.values()), sep=",", file=file)
         if self.wandb:
-            self.wandb.log({"step": row.pop("step")} | {f"{table}/{k}": v for k, v in row.items()})
+            self.wandb.log({"step": row["step"]} | {f"{table}/{k}": v for k, v in row.items()})
 
     def write_json(self, name: str, content: dict) -> None:
         text = json.dumps(content, indent=2, default=str) + "\n"
-        self.replace(f"{name}.json", lambda file: file.write(text.encode()))
+        self.replace(name, lambda file: file.write(text.encode()))
 
     def replace(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Writes a file beside the old one, then moves it into its place: never half a file."""
+        temporary = self.folder / f"{name}.tmp"
         with self.disk_errors():
-            temporary = self.folder / f"{name}.tmp"
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / name)
+            try:
+                with open(temporary, "wb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Writes checkpoint.pt. The CSV files are on disk up to this step already."""
+        """Writes checkpoint.pt; the CSV files are on disk up to this step already."""
+        numpy_state = [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
         checkpoint = {
             "step": self.step,
-            "seconds": self.seconds(),
+            "seconds": self.seconds() if self.step else 0.0,
+            "recent_returns": list(self.recent_returns),
             "state": {name: part.state_dict() for name, part in self.state.items()},
-            "random": random.getstate(),
-            "numpy": [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()],
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if self.args.cuda else [],
+            "random": [random.getstate(), numpy_state, torch.get_rng_state()],
+            "cuda_random": torch.cuda.get_rng_state_all() if self.args.cuda else [],
         }
         self.replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
         self.saved_step = self.step
 
     def restore(self) -> float:
-        """Loads checkpoint.pt and cuts the CSV files back to its step; returns its seconds.
+        """Loads checkpoint.pt, cuts the CSV files back to its step; returns the seconds till then.
 
         Raises:
-            ValueError: if the folder holds no run of this script and environment.
+            ValueError: if the folder holds no run of this script on this environment.
         """
-        stored = stored_args(self.folder)
-        if stored["env_id"] != self.args.env_id:
-            raise ValueError(f"{self.folder} is a run on {stored['env_id']}, not {self.args.env_id}")
+        env_id = stored_args(self.folder)["env_id"]
+        if env_id != self.args.env_id:
+            raise ValueError(f"{self.folder} is a run on {env_id}, env_id is {self.args.env_id}")
         checkpoint = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
         for name, part in self.state.items():
             part.load_state_dict(checkpoint["state"][name])
-        random.setstate(checkpoint["random"])
-        np.random.set_state(tuple(checkpoint["numpy"]))
-        torch.set_rng_state(checkpoint["torch"])
-        if self.args.cuda and checkpoint["cuda"]:
-            torch.cuda.set_rng_state_all(checkpoint["cuda"])
-        self.step = checkpoint["step"]
-        for table in ("episodes", "updates"):
-            path = self.folder / f"{table}.csv"
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            # The step is the first number of a row; a killed run may have left half a row behind.
-            rows = [row for row in lines[1:] if row.endswith("\n") and int(row.split(",")[0]) <= self.step]
-            text = "".join(lines[:1] + rows)
-            self.replace(path.name, lambda file: file.write(text.encode()))
-            if table == "episodes":
-                self.recent_returns.extend(float(row.split(",")[1]) for row in rows[-100:])
+        python_state, numpy_state, torch_state = checkpoint["random"]
+        random.setstate(python_state)
+        np.random.set_state(tuple(numpy_state))
+        torch.set_rng_state(torch_state)
+        if self.args.cuda and checkpoint["cuda_random"]:
+            torch.cuda.set_rng_state_all(checkpoint["cuda_random"])
+        self.recent_returns.extend(checkpoint["recent_returns"])
+        self.step = self.saved_step = checkpoint["step"]
+        for path in self.folder.glob("*.csv"):
+            header, *rows = path.read_text().splitlines(keepends=True) or [""]
+            # A row starts with its step; a kill may have left half a row at the end.
+            rows = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= self.step]
+            text = "".join([header, *rows])
+            self.replace(path.name, lambda file, text=text: file.write(text.encode()))
         return checkpoint["seconds"]
 
 
@@ -755,13 +759,11 @@ def stored_args(folder: Path) -> dict:
         ValueError: if there is no run of this script.
     """
     path, script = Path(folder) / "args.json", Path(__file__).stem
-    if not path.exists() or not (Path(folder) / "checkpoint.pt").exists():
-        raise ValueError(f"resume is {folder}, but no run is there: args.json or checkpoint.pt is missing")
+    if not (path.exists() and path.with_name("checkpoint.pt").exists()):
+        raise ValueError(f"resume is {folder}, which has no args.json and checkpoint.pt of a run")
     content = json.loads(path.read_text())
     if content["script"] != script:
-        raise ValueError(
-            f"resume is {folder}, a run of {content['script']}.py; this is {script}.py"
-        )
+        raise ValueError(f"resume is {folder}, a run of {content['script']}.py, not of {script}.py")
     return content["args"]
 
 
@@ -775,7 +777,7 @@ def versions() -> dict[str, str]:
 
 
 def parse_args() -> Args:
-    """The command line; with --resume, flags that are not given keep the stored run's values."""
+    """The command line; with --resume, the run's stored arguments in place of the defaults."""
     description = __doc__.split("\n")[0]
     args = tyro.cli(Args, description=description)
     if args.resume is not None:

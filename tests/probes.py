@@ -1,0 +1,132 @@
+"""Small environments in which one mistake of an implementation decides the result."""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Sequence
+
+
+class Probe(gym.Env):
+    """One constant observation, two actions; subclasses say what they pay."""
+
+    observation_space = Box(-1, 1, (1,), np.float32)
+    action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.observation(), {}
+
+    def observation(self):
+        return np.ones(1, np.float32)
+
+    def step(self, action):
+        self.t += 1
+        reward, terminated = self.outcome(action)
+        return self.observation(), reward, terminated, False, {}
+
+    def outcome(self, action):
+        return 1.0, False
+
+
+class TimeLimit(Probe):
+    """Action 0 pays 1 and goes on, action 1 pays 5 and terminates. A time limit that is not
+    observed cuts every episode after 5 steps. With γ = 0.9, going on is worth 1/(1 − γ) = 10; whoever
+    takes the limit for an end sees at most 1 + 0.9 + ... + 0.9⁴ = 4.1 in it, and prefers the 5.
+    """
+
+    def outcome(self, action):
+        return (5.0, True) if action == 1 else (1.0, False)
+
+
+class Counter(Probe):
+    """Observes the number of steps since the environment was made, so that each is unique."""
+
+    observation_space = Box(0, np.inf, (1,), np.float32)
+    made = 0
+
+    def __init__(self):
+        Counter.made += 1
+        self.count = 1000 * Counter.made
+
+    def observation(self):
+        self.count += 1
+        return np.array([self.count], np.float32)
+
+
+class NanReward(Probe):
+    """Pays 1, but NaN in the 50th step of an episode."""
+
+    def outcome(self, action):
+        return (np.nan if self.t == 50 else 1.0), False
+
+
+class NanObservation(Probe):
+    """Observes NaN from the 50th step of an episode on."""
+
+    def observation(self):
+        return np.full(1, np.nan if self.t >= 50 else 1.0, np.float32)
+
+
+class Slow(Probe):
+    """Takes a millisecond a step, so that a test can reach a run in its middle."""
+
+    def step(self, action):
+        import time
+
+        time.sleep(0.001)
+        return super().step(action)
+
+
+class Lopsided(Probe):
+    """A 2 × 1 box of actions with different bounds in each dimension; remembers what it was given."""
+
+    action_space = Box(np.array([[-1.0], [2.0]], np.float32), np.array([[3.0], [2.5]], np.float32))
+    taken = []
+
+    def outcome(self, action):
+        assert self.action_space.contains(action), action
+        Lopsided.taken.append(action)
+        return float(-abs(action).sum()), False
+
+
+class Nested(Probe):
+    """A Dict observation of a one-hot and a matrix; actions that are numbered from 3."""
+
+    observation_space = Dict(number=Discrete(4), matrix=Box(-1, 1, (2, 3)))
+    action_space = Discrete(2, start=3)
+
+    def observation(self):
+        return {"number": self.t % 4, "matrix": np.zeros((2, 3), np.float32)}
+
+    def outcome(self, action):
+        assert self.action_space.contains(action), action
+        return float(action == 4), False
+
+
+class Lists(Probe):
+    observation_space = Sequence(Discrete(2))
+
+
+class ManyActions(Probe):
+    action_space = MultiDiscrete([2, 3])
+
+
+class Unbounded(Probe):
+    action_space = Box(-np.inf, np.inf, (1,))
+
+
+class WholeNumbers(Probe):
+    action_space = Box(0, 5, (1,), np.int64)
+
+
+for name, limit in {
+    "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "Slow": 20, "Lopsided": 20,
+    "Nested": 20, "Lists": 20, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20,
+}.items():  # fmt: skip
+    gym.register(f"{name}-v0", entry_point=globals()[name], max_episode_steps=limit)
+
+gym.register(
+    "ShortCheetah-v0",  # MuJoCo, but few frames to render
+    entry_point="gymnasium.envs.mujoco.half_cheetah_v4:HalfCheetahEnv",
+    max_episode_steps=5,
+)

@@ -1,0 +1,271 @@
+"""What goes wrong says so, and loses nothing that was saved."""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCRIPTS, TINY, run, start, table
+
+ON_POLICY = [script for script in SCRIPTS if script not in ("ddpg", "td3", "sac")]
+BATCH = 64  # steps between two rows of updates.csv in the tiny runs of the N-environment scripts
+
+
+def only_folder(path):
+    (folder,) = path.glob("runs/*")
+    return folder
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
+def rows_on_disk(path) -> int:
+    files = list(path.glob("runs/*/updates.csv"))
+    return len(files[0].read_text().splitlines()) - 1 if files else 0
+
+
+def assert_complete(folder, total, batch=BATCH):
+    """The logs have each update once, each episode once, in order, without a gap."""
+    steps = [row["step"] for row in table(folder / "updates.csv")]
+    assert steps == list(range(batch, total + 1, batch))
+    episodes = table(folder / "episodes.csv")
+    assert [row["step"] for row in episodes] == sorted(row["step"] for row in episodes)
+    seconds = [row["seconds"] for row in table(folder / "updates.csv")]
+    assert seconds == sorted(seconds)
+
+
+# ── Stops ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def slow_run(script, tmp_path, total):
+    """A run of the probe Slow that can be hit in its middle."""
+    settings = TINY[script] | dict(total_timesteps=total, checkpoint_every=256)
+    return start(script, env_id="probes:Slow-v0", cwd=tmp_path, **settings)
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script == "ppo"])
+def test_kill_and_resume(script, tmp_path):
+    """kill -9 between two checkpoints; --resume cuts the logs back to the last one and goes on."""
+    process = slow_run(script, tmp_path, total=100_000)
+    wait_for(lambda: rows_on_disk(tmp_path) >= 14, process)
+    process.kill()
+    process.wait()
+    folder = only_folder(tmp_path)
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+    assert saved >= 256 and saved % 256 == 0
+    with open(folder / "episodes.csv", "a") as file:
+        file.write(f"{saved + 9999},1.0,2")  # half a row, as a kill in mid-write would leave it
+    total = saved + 512
+    done = run(script, "--resume", str(folder), "--total-timesteps", str(total), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_complete(folder, total)
+    stored = json.loads((folder / "args.json").read_text())["args"]
+    assert stored["num_envs"] == 2 and stored["total_timesteps"] == total  # the command line wins
+    # 20-step episodes of 1 each, 2 environments: none is lost but those under way at the kill.
+    assert len(table(folder / "episodes.csv")) == 2 * (saved // 40) + 2 * (512 // 40)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_interrupt_saves(script, number, tmp_path):
+    process = slow_run(script, tmp_path, total=100_000)
+    wait_for(lambda: rows_on_disk(tmp_path) >= 3, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    folder = only_folder(tmp_path)
+    assert f"--resume runs/{folder.name}" in output and "Traceback" not in output
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == table(folder / "updates.csv")[-1]["step"]
+    assert not (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_resume_of_a_finished_run_only_evaluates(script, tmp_path):
+    assert run(script, env_id="Pendulum-v1", cwd=tmp_path, **TINY[script]).returncode == 0
+    folder = only_folder(tmp_path)
+    files = ("checkpoint.pt", "updates.csv", "episodes.csv", "args.json")
+    before = {name: (folder / name).read_bytes() for name in files}
+    done = run(script, "--resume", str(folder), "--eval-episodes", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert before == {name: (folder / name).read_bytes() for name in files}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["evaluation_returns"]) == 3
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_checkpoint_restores_everything(script):
+    """What a resumed run starts from is what the other one ended with: weights, moments, generators."""
+    module = importlib.import_module(script)
+    settings = dict(env_id="Pendulum-v1", **TINY[script])
+    folder = module.train(module.Args(**settings))
+    generator = torch.get_rng_state()
+    first = torch.load(folder / "checkpoint.pt", weights_only=True)
+    shutil.copy(folder / "checkpoint.pt", "first.pt")
+    torch.manual_seed(99)
+    module.train(module.Args(**settings | {"eval_episodes": 0}, resume=folder))
+    assert torch.equal(torch.get_rng_state(), first["random"][2])
+    assert torch.equal(generator, first["random"][2])  # evaluation draws no random numbers
+    module.train(module.Args(**settings | {"total_timesteps": 513}, resume=folder))
+    second = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert second["step"] > first["step"]
+    steps = [s["state"]["optimizer"]["state"][0]["step"] for s in (first, second)]
+    assert steps[1] > steps[0] > 0  # Adam's moments went on, and did not begin anew
+
+
+# ── Bad input ─────────────────────────────────────────────────────────────────────────────────────
+
+BAD = [
+    (dict(env_id="probes:ManyActions-v0"), "MultiDiscrete"),
+    (dict(env_id="probes:Unbounded-v0"), "finite bounds"),
+    (dict(env_id="probes:WholeNumbers-v0"), "floats"),
+    (dict(env_id="probes:Lists-v0"), "flat vector"),
+    (dict(total_timesteps=0), "total_timesteps is 0"),
+    (dict(seed=-1), "seed is -1"),
+    (dict(gamma=1.5), "gamma is 1.5"),
+    (dict(learning_rate=float("nan")), "learning_rate is nan"),
+    (dict(learning_rate=-1.0), "learning_rate is -1.0"),
+    (dict(num_threads=0), "num_threads is 0"),
+    (dict(checkpoint_every=0), "checkpoint_every is 0"),
+    (dict(eval_episodes=-1), "eval_episodes is -1"),
+    (dict(cuda=True), "no GPU"),
+]
+BAD_PPO = [
+    (dict(total_timesteps=63), "total_timesteps is 63; it must be at least one batch, 64"),
+    (dict(num_envs=0), "num_envs is 0"),
+    (dict(num_steps=0), "num_steps is 0"),
+    (dict(num_minibatches=65), "num_minibatches is 65; it can be at most 64"),
+    (dict(gae_lambda=-0.1), "gae_lambda is -0.1"),
+]
+
+
+@pytest.mark.parametrize(
+    "script, bad, message",
+    [(script, *case) for script in SCRIPTS for case in BAD] + [("ppo", *case) for case in BAD_PPO],
+)
+def test_bad_input(script, bad, message):
+    if "cuda" in bad and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    module = importlib.import_module(script)
+    settings = {"env_id": "CartPole-v1"} | TINY[script] | bad
+    with pytest.raises(ValueError, match=message):
+        module.train(module.Args(**settings))
+    assert not os.path.exists("runs")  # it fails before it leaves anything behind
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_bad_resume(script, tmp_path):
+    module = importlib.import_module(script)
+    settings = {"env_id": "Pendulum-v1"} | TINY[script]
+    with pytest.raises(ValueError, match="no args.json"):
+        module.train(module.Args(**settings, resume=tmp_path / "nowhere"))
+    folder = module.train(module.Args(**settings))
+    with pytest.raises(ValueError, match="is a run on Pendulum-v1, env_id is CartPole-v1"):
+        module.train(module.Args(**settings | {"env_id": "CartPole-v1"}, resume=folder))
+    path = folder / "args.json"
+    path.write_text(path.read_text().replace(f'"script": "{script}"', '"script": "other"'))
+    with pytest.raises(ValueError, match=f"a run of other.py, not of {script}.py"):
+        module.train(module.Args(**settings, resume=folder))
+    done = run(script, "--resume", str(folder), cwd=tmp_path)
+    assert done.returncode == 1 and "a run of other.py" in done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unknown_environment(script, tmp_path):
+    done = run(script, env_id="HalfCheeta-v4", cwd=tmp_path)
+    assert done.returncode == 1 and "HalfCheetah" in done.stderr  # Gymnasium's "Did you mean"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_unknown_flag(script, tmp_path):
+    done = run(script, "--num-env", "4", cwd=tmp_path)
+    assert done.returncode == 2 and "--num-env" in done.stdout + done.stderr
+
+
+# ── Numbers that are not finite ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("env_id, name", [("NanReward", "reward"), ("NanObservation", "observation")])
+@pytest.mark.parametrize("script", ON_POLICY)
+def test_not_finite(script, env_id, name, tmp_path):
+    """The run stops with an error, and the checkpoint before it stays, with finite numbers."""
+    module = importlib.import_module(script)
+    settings = TINY[script] | dict(num_steps=16, checkpoint_every=32)
+    with pytest.raises(FloatingPointError, match=f"not finite at step 100: {name}.*holds step 96"):
+        module.train(module.Args(env_id=f"probes:{env_id}-v0", **settings))
+    folder = only_folder(tmp_path)
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 96
+    for name in ("actor", "critic"):
+        for value in checkpoint["state"].get(name, {}).values():
+            assert value.isfinite().all()
+    assert all(np.isfinite(list(row.values())).all() for row in table(folder / "updates.csv"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_diverged_parameters(script, tmp_path):
+    """A learning rate beyond all reason breaks the parameters, not the checkpoint."""
+    module = importlib.import_module(script)
+    settings = TINY[script] | dict(env_id="Pendulum-v1", learning_rate=1e38, checkpoint_every=10**6)
+    with pytest.raises(FloatingPointError, match="actor.*still holds step 0"):
+        module.train(module.Args(**settings))
+    checkpoint = torch.load(only_folder(tmp_path) / "checkpoint.pt", weights_only=True)
+    for value in checkpoint["state"]["actor"].values():
+        assert value.isfinite().all()
+
+
+# ── Disk ──────────────────────────────────────────────────────────────────────────────────────────
+
+needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+
+
+@needs_dev_full
+@pytest.mark.parametrize("name", ["checkpoint.pt.tmp", "updates.csv", "episodes.csv"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_full_disk(script, name, tmp_path):
+    """/dev/full takes the place of a file on a full disk: an error, and the last checkpoint is kept."""
+    module = importlib.import_module(script)
+    settings = {"env_id": "CartPole-v1"} | TINY[script]
+    if script not in ON_POLICY:
+        settings["env_id"] = "Pendulum-v1"
+    folder = module.train(module.Args(**settings))
+    before = (folder / "checkpoint.pt").read_bytes()
+    run_ = module.Run(module.Args(**settings, resume=folder), **restored_parts(module, settings["env_id"]))
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/dev/full")
+    run_.step += 128
+    with pytest.raises(OSError, match="No space left on device.*still holds step 512.*--resume"):
+        run_.log_episode(1.0, 1)
+        run_.log_update(loss=1.0)
+    assert (folder / "checkpoint.pt").read_bytes() == before
+    (folder / name).unlink(missing_ok=True)
+    settings["total_timesteps"] = 576
+    module.train(module.Args(**settings, resume=folder))  # once there is room again
+
+
+def restored_parts(module, env_id):
+    """The parts of a checkpoint, as train makes them."""
+    env = module.make_env(env_id)
+    actor = module.Actor(env.observation_space, env.action_space)
+    critic = module.Critic(env.observation_space)
+    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()])
+    return dict(actor=actor, critic=critic, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_folder_for_runs(script, tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    module = importlib.import_module(script)
+    with pytest.raises(OSError, match="cannot write to runs/Pendulum-v1__"):
+        module.train(module.Args(**{"env_id": "Pendulum-v1"} | TINY[script]))

@@ -1,0 +1,125 @@
+"""The scripts run: from the command line and from Python, on both kinds of action space."""
+
+import importlib
+import json
+import math
+import shlex
+
+import pytest
+import torch
+from conftest import SCRIPTS, TINY, run, table, without_clock
+
+DISCRETE = [script for script in SCRIPTS if script not in ("ddpg", "td3", "sac")]
+CASES = [(script, "CartPole-v1") for script in DISCRETE]
+CASES += [(script, "Pendulum-v1") for script in SCRIPTS]
+
+
+@pytest.mark.parametrize("script, env_id", CASES)
+def test_train(script, env_id):
+    """train(Args(...)) learns something, logs finite numbers, and the saved policy is the trained one."""
+    module = importlib.import_module(script)
+    args = module.Args(env_id=env_id, **TINY[script])
+    folder = module.train(args)
+    updates, episodes = table(folder / "updates.csv"), table(folder / "episodes.csv")
+    assert list(updates[0])[:3] == ["step", "seconds", "steps_per_second"]
+    assert list(episodes[0]) == ["step", "return", "length", "seconds"]
+    assert updates[-1]["step"] == 512
+    assert all(math.isfinite(number) for row in updates + episodes for number in row.values())
+    assert json.loads((folder / "args.json").read_text())["args"]["env_id"] == env_id
+
+    # In another process one would do the same: make the spaces, load, evaluate.
+    env = module.make_env(env_id)
+    actor = module.Actor(env.observation_space, env.action_space)
+    untrained = [parameter.clone() for parameter in actor.parameters()]
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    actor.load_state_dict(checkpoint["state"]["actor"])
+    moved = [(a != b).any() for a, b in zip(untrained, actor.parameters())]
+    assert all(moved)
+    summary = json.loads((folder / "summary.json").read_text())
+    returns = module.evaluate(actor, env_id, args.eval_episodes, args.seed + 10**9)
+    assert returns == summary["evaluation_returns"]
+    assert module.evaluate(actor, env_id, 2, seed=5) == module.evaluate(actor, env_id, 2, seed=5)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_evaluation_is_deterministic_and_changes_nothing(script):
+    module = importlib.import_module(script)
+    env = module.make_env("Pendulum-v1")
+    actor = module.Actor(env.observation_space, env.action_space)
+    before = {name: value.clone() for name, value in actor.state_dict().items()}
+    module.evaluate(actor, "Pendulum-v1", 2, seed=3)
+    for name, value in actor.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_same_seed_same_run(script):
+    """Two runs with one seed give the same files but for the clock; another seed gives others."""
+    module = importlib.import_module(script)
+    folders = [module.train(module.Args(env_id="Pendulum-v1", seed=s, **TINY[script])) for s in (1, 1, 2)]
+    for name in ("updates.csv", "episodes.csv"):
+        first, second, third = (without_clock(folder / name) for folder in folders)
+        assert first == second != third
+
+
+@pytest.mark.parametrize("script", DISCRETE)
+def test_nested_observations_and_numbered_actions(script):
+    """A Dict is flattened; Discrete(2, start=3) is served as 3 and 4 (the probe checks them)."""
+    module = importlib.import_module(script)
+    module.train(module.Args(env_id="probes:Nested-v0", **TINY[script]))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_box_actions_of_any_shape_and_bounds(script):
+    module = importlib.import_module(script)
+    module.train(module.Args(env_id="probes:Lopsided-v0", **TINY[script]))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_mujoco(script):
+    module = importlib.import_module(script)
+    folder = module.train(module.Args(env_id="HalfCheetah-v4", **TINY[script] | {"eval_episodes": 0}))
+    assert table(folder / "updates.csv")[-1]["step"] == 512
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains_every_flag(script, tmp_path):
+    done = run(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for flag in ("--env-id", "--total-timesteps", "--resume", "--eval-episodes", "--gamma"):
+        assert flag in done.stdout
+    assert "γ, discount factor [CS-3a]" in " ".join(done.stdout.replace("│", " ").split())
+
+
+def test_cleanrl_command_line(tmp_path, monkeypatch):
+    """A CleanRL command line for PPO, W&B (offline) and video included."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    words = shlex.split(
+        "--seed 1 --env-id CartPole-v1 --total-timesteps 1024 --num-envs 4 --num-steps 128 --track "
+        "--wandb-project-name x --capture-video --anneal-lr --no-norm-adv --clip-vloss --target-kl 0.02"
+    )
+    done = run("ppo", *words, "--eval-episodes", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.glob("runs/CartPole-v1__ppo__1__*")
+    stored = json.loads((folder / "args.json").read_text())["args"]
+    assert stored["anneal_lr"] and stored["clip_vloss"] and not stored["norm_adv"]
+    assert stored["target_kl"] == 0.02 and stored["wandb_project_name"] == "x"
+    (video,) = folder.glob("videos/*.mp4")
+    assert video.stat().st_size > 1000
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_video_of_mujoco_or_a_clear_message(script, tmp_path, monkeypatch):
+    """Where neither EGL nor OSMesa is installed, the run says so before it starts."""
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    words = ["--capture-video", "--env-id", "probes:ShortCheetah-v0"]
+    done = run(script, *words, cwd=tmp_path, **TINY[script])
+    if done.returncode == 0:
+        assert len(list(tmp_path.glob("runs/*/videos/*.mp4"))) == 1
+    else:
+        assert "RuntimeError: capture_video is set, but probes:ShortCheetah-v0 cannot be recorded" in done.stderr
+        assert "MUJOCO_GL" in done.stderr and not (tmp_path / "runs").exists()
+
+
