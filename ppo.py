@@ -1,43 +1,45 @@
-"""Proximal Policy Optimization (PPO), clipped; Schulman et al. 2017.
+"""Proximal Policy Optimization (PPO), with the clipped surrogate objective; Schulman et al. 2017.
 
 Idea
-    A policy gradient is right only for the policy that played the rollout; one large step along it can
-    ruin the policy, and then the next rollout too. PPO takes many small steps on each rollout and
-    stops paying for movement: once the ratio of new to old probability has left 1 ± ε in the
-    direction that the advantage asks for, the gradient of that sample is zero.
+    A policy gradient is right only near the policy that played the rollout: a long step along it
+    can ruin the policy, and with it the next rollout. PPO takes many small steps on each rollout,
+    and takes away the reason to go far: once a sample's probability ratio has left [1−ε, 1+ε] on
+    the side that its advantage asks for, that sample's gradient is zero.
 
 Equations, in the order of the code
-    [CS-3a]   J(θ) = E_τ[Σ_t γ^t r_t]                                        what is to be maximised
-    [AC-02a]  π_θ(a|s) = softmax(f_θ(s))_a                                   Discrete actions
-    [AC-02b]  a ∼ N(μ_θ(s), σ²I)                                             Box actions
-    [CS-10b]  δ_t = r_t + γ V(s_{t+1}) − V(s_t)                              V(s_{t+1}) = 0 after the end
-    [X-GAE]   Â_t = Σ_l (γλ)^l δ_{t+l}
-    [AC-09b]  L_CLIP = E_t[min(r_t Â_t, clip(r_t, 1−ε, 1+ε) Â_t)]
-    [AC-08b]  r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)
-    [X-VF]    L_VF = (V_w(s_t) − V_t^target)²                                V_t^target = Â_t + V(s_t)
-    [CS-8.1a] J_ent = J + β E_s[H(π(·|s))]                                   β is c₂ below
-    [AC-09c]  L = L_CLIP − c₁ L_VF + c₂ H                                    maximised over θ and w
+    [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
+    [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
+    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ does not depend on s
+    [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
+    [X-GAE]    Â_t = Σ_l (γλ)^l δ_{t+l}
+    [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   a ratio, not the reward
+    [AC-09b]   L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]
+    [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = Â_t + V(s_t)
+    [CS-8.1a]  J_ent = J + β E_s[H(π(·|s))]   where β is c₂ of the next line
+    [AC-09c]   L = L_CLIP − c₁ L_VF + c₂ H   to be maximised over θ and w
 
 Algorithm [AC-09d]
     1. initialise the policy θ and the critic w
     2. play T steps in each of N environments with π_old = π_θ
-    3. log π_old(a|s) of all T·N actions, in one batch
+    3. log π_old(a|s) of all T·N actions
     4. K times: advantages Â by GAE, and value targets, with the critic as it is now
-    5.     shuffle the T·N samples into minibatches; for each one a step of Adam up the objective L
-    6. discard the rollout; only the running statistics keep a trace of it; back to 2
+    5.     shuffle the T·N samples into minibatches; for each, a step of Adam up the objective L
+    6. discard the rollout, back to 2
 
-Not in the text [impl]
-    observations standardised by running statistics, clipped at ±10        Henderson et al. 2018
-    actions in units of the half range, clipped only on the way to env     (Gaussian sample is what is scored)
-    critic's output and loss in units of the returns' running std          tianshou's mujoco_ppo
-    advantages and targets recomputed in every epoch                       Andrychowicz et al. 2021, 3.5
-    orthogonal weights, last policy layer × 0.01, σ starts at e^−0.5       Andrychowicz et al. 2021, 3.2
-    gradient norm clipped at 0.5, Adam's ε = 1e-5                          OpenAI baselines
-    two networks, no shared layers (AC-07 shares them)                     one loss cannot drown the other
+Not in the text [impl]; the README tells what each is worth
+    observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
+    values and their loss in units of the returns' standard deviation   Andrychowicz 2021, 3.3
+    advantages and value targets recomputed in every epoch              Andrychowicz 2021, 3.5
+    advantages standardised in each minibatch                           OpenAI Baselines, ppo2
+    step size lowered linearly to zero                                  OpenAI Baselines, ppo2
+    gradient's norm limited, ε = 1e-5 in Adam                           OpenAI Baselines, ppo2
+    orthogonal weights; the policy's last layer × 0.01; σ = e^−0.5      Andrychowicz 2021, 3.2
+    actions in units of the action space's half range                   tianshou, examples/mujoco
+    actor and critic share no layers (AC-07 has them share)             Andrychowicz 2021, 3.2
 
 Changed from trpo.py
-    clipped_surrogate in place of surrogate, mean_kl, Fisher-vector product, conjugate gradient and
-    line search; K epochs of minibatches with one Adam in place of one natural gradient step.
+    clipped_surrogate takes the place of the KL constraint, with its Fisher-vector product,
+    conjugate gradient and line search; actor and critic follow one objective with one Adam.
 
 Run
     python ppo.py --env-id HalfCheetah-v4
@@ -46,7 +48,6 @@ References
     Schulman et al. 2017, Proximal policy optimization algorithms, arXiv:1707.06347
     Schulman et al. 2016, High-dimensional continuous control using GAE, arXiv:1506.02438
     Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
-    Henderson et al. 2018, Deep reinforcement learning that matters, arXiv:1709.06560
     Pardo et al. 2018, Time limits in reinforcement learning, arXiv:1712.00378
 """
 
@@ -170,8 +171,10 @@ class DiagonalGaussian(Distribution):
         self.mu, self.log_std, self.std = mean, log_std, log_std.exp()
 
     @property
-    def mode(self) -> Tensor:
+    def mean(self) -> Tensor:
         return self.mu
+
+    mode = mean
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         with torch.no_grad():  # the score function needs no gradient through the action
@@ -235,6 +238,7 @@ class Actor(nn.Module):
         action = (self.middle + self.half_range * action).clamp(self.low, self.high)
         return action.unflatten(-1, self.action_shape)
 
+    @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
         """obs (B, O) → the most probable actions, as env.step takes them."""
         return self.to_env(self(obs).mode)
@@ -300,7 +304,7 @@ def gae(
 def clipped_surrogate(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_coef: float
 ) -> Tensor:
-    """L_CLIP = E_t[min(r_t Â_t, clip(r_t, 1−ε, 1+ε) Â_t)]  [AC-09b]
+    """L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]  [AC-09b]
 
     All (B,) → scalar, to be maximised.
     """
@@ -474,10 +478,12 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
             raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
     if args.total_timesteps < batch_size:
         raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; it must be at least one batch, {batch_size}"
+            f"total_timesteps is {args.total_timesteps}; it must be at least a batch, {batch_size}"
         )
     if args.cuda and not torch.cuda.is_available():
         raise ValueError("cuda is set, but PyTorch finds no GPU here; leave --cuda out")
+    if args.capture_video:  # better now than after a million steps
+        check_video(args.env_id)
     random.seed(args.seed)
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
@@ -485,8 +491,6 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
     torch.backends.cudnn.deterministic = args.torch_deterministic
     if importlib.util.find_spec("mujoco"):  # as Python warnings its notices come once, not per env
         importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
-    if args.capture_video:  # better now than after a million steps
-        check_video(args.env_id)
     return torch.device("cuda" if args.cuda else "cpu")
 
 
@@ -522,7 +526,7 @@ def check_video(env_id: str) -> None:
     except Exception as error:
         raise RuntimeError(
             f"capture_video is set, but {env_id} cannot be recorded here: {error!r}. It needs "
-            "`pip install moviepy pygame`; MuJoCo without a screen needs the variable MUJOCO_GL=egl "
+            "`pip install moviepy pygame`; MuJoCo without a screen needs MUJOCO_GL=egl "
             "(a GPU or Mesa's libegl1) or MUJOCO_GL=osmesa (libosmesa6)."
         ) from error
 
@@ -623,7 +627,7 @@ class Run:
         return time.perf_counter() - self.clock
 
     def log_episode(self, episode_return: float, length: int) -> None:
-        """Logs a training episode that ended at the current step; its rewards as the env gave them."""
+        """Logs a training episode that has just ended, its rewards as the environment gave them."""
         self.recent_returns.append(float(episode_return))
         row = {"step": self.step, "return": float(episode_return), "length": int(length)}
         self.write_row("episodes", row | {"seconds": self.seconds()})
@@ -645,7 +649,9 @@ class Run:
             FloatingPointError: if a metric, a parameter or a running statistic is not finite.
         """
         metrics = {name: float(number) for name, number in metrics.items()}
-        networks = [(name, part) for name, part in self.state.items() if isinstance(part, nn.Module)]
+        networks = [
+            (name, part) for name, part in self.state.items() if isinstance(part, nn.Module)
+        ]
         sums = {name: sum(x.sum() for x in part.state_dict().values()) for name, part in networks}
         self.check_finite(**metrics, **{name: float(total) for name, total in sums.items()})
         steps, seconds = self.step - self.last_step, self.seconds()
@@ -660,7 +666,7 @@ class Run:
             self.save()
 
     def finish(self, actor: nn.Module) -> Path:
-        """Saves, evaluates, prints the summary, returns the folder; after Ctrl-C saves and exits."""
+        """Saves, evaluates, prints the summary, returns the folder; after Ctrl-C it only saves."""
         self.bar.close()
         seconds = self.seconds() if self.step > self.saved_step else self.last_seconds
         if self.step > self.saved_step:
@@ -743,7 +749,9 @@ class Run:
 
     def save(self) -> None:
         """Writes checkpoint.pt; the CSV files are on disk up to this step already."""
-        numpy_state = [x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
+        numpy_state = [
+            x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()
+        ]
         checkpoint = {
             "step": self.step,
             "seconds": self.seconds() if self.step else 0.0,
@@ -764,7 +772,9 @@ class Run:
         env_id = stored_args(self.folder)["env_id"]
         if env_id != self.args.env_id:
             raise ValueError(f"{self.folder} is a run on {env_id}, env_id is {self.args.env_id}")
-        checkpoint = torch.load(self.folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+        checkpoint = torch.load(
+            self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
+        )
         for name, part in self.state.items():
             part.load_state_dict(checkpoint["state"][name])
         python_state, numpy_state, torch_state = checkpoint["random"]
@@ -778,7 +788,9 @@ class Run:
         for path in self.folder.glob("*.csv"):
             header, *rows = path.read_text().splitlines(keepends=True) or [""]
             # A row starts with its step; a kill may have left half a row at the end.
-            rows = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= self.step]
+            rows = [
+                row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= self.step
+            ]
             text = "".join([header, *rows])
             self.replace(path.name, lambda file, text=text: file.write(text.encode()))
         return checkpoint["seconds"]

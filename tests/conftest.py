@@ -28,7 +28,11 @@ def flags(settings: dict) -> list[str]:
     words = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
-        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        words += (
+            [f"--{flag}" if value else f"--no-{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
     return words
 
 
@@ -49,7 +53,12 @@ def start(script: str, *words: str, cwd: Path, **settings) -> subprocess.Popen:
     """Starts a script's command line and leaves it running."""
     command = [sys.executable, str(ROOT / f"{script}.py"), *words, *flags(settings)]
     return subprocess.Popen(
-        command, cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -62,7 +71,11 @@ def table(path: Path) -> list[dict[str, float]]:
 def without_clock(path: Path) -> list[dict[str, float]]:
     """The rows of a CSV file without what depends on the machine's speed."""
     return [
-        {name: number for name, number in row.items() if name not in ("seconds", "steps_per_second")}
+        {
+            name: number
+            for name, number in row.items()
+            if name not in ("seconds", "steps_per_second")
+        }
         for row in table(path)
     ]
 

@@ -157,7 +157,15 @@ def test_gae_by_hand():
     rewards = column(1, 2, 3, 4, 5, 6, 7)
     terminations, truncations = column(0, 0, 1, 0, 0, 0, 0), column(0, 0, 0, 0, 1, 0, 0)
     values, next_values = torch.ones_like(rewards), 2 * torch.ones_like(rewards)
-    expected = [1.625, 2.5, 2.0, 5.25, 5.0, 7.75, 7.0]  # e.g. 7.75 = 6 + 7/4; 5 and 2 look no further
+    expected = [
+        1.625,
+        2.5,
+        2.0,
+        5.25,
+        5.0,
+        7.75,
+        7.0,
+    ]  # e.g. 7.75 = 6 + 7/4; 5 and 2 look no further
     for kind in (torch.float64, torch.bool):
         ends = terminations.to(kind), truncations.to(kind)
         advantages = ppo.gae(rewards, values, next_values, *ends, 0.5, 0.5)
@@ -228,7 +236,12 @@ def test_clipped_surrogate_by_hand(advantage, ratio, value, gradient):
 
 def test_gradient_at_the_old_policy():
     """[AC-09b] at θ_old: the value is the mean advantage, the gradient E[∇log π · A] [CS-9g]."""
-    actor, obs, action, advantage = box_actor(), torch.randn(8, 3), torch.randn(8, 2), torch.randn(8)
+    actor, obs, action, advantage = (
+        box_actor(),
+        torch.randn(8, 3),
+        torch.randn(8, 2),
+        torch.randn(8),
+    )
     log_prob = actor(obs).log_prob(action)
     surrogate = ppo.clipped_surrogate(log_prob, log_prob.detach(), advantage, 0.2)
     assert surrogate.item() == pytest.approx(advantage.mean().item())
@@ -236,7 +249,9 @@ def test_gradient_at_the_old_policy():
     gradients = torch.autograd.grad(surrogate, parameters)
     expected = [torch.zeros_like(parameter) for parameter in parameters]
     for i in range(8):  # one sample's score at a time
-        score = torch.autograd.grad(actor(obs[i : i + 1]).log_prob(action[i : i + 1])[0], parameters)
+        score = torch.autograd.grad(
+            actor(obs[i : i + 1]).log_prob(action[i : i + 1])[0], parameters
+        )
         expected = [total + advantage[i] / 8 * part for total, part in zip(expected, score)]
     for gradient, part in zip(gradients, expected):
         torch.testing.assert_close(gradient, part, rtol=1e-4, atol=1e-6)
@@ -249,7 +264,9 @@ def test_exact_policy_gradient():
     Two states, two actions, three steps, γ = 1, as J's sum has no γ^t in front of ∇log π.
     """
     gen = torch.Generator().manual_seed(1)
-    theta = torch.randn(2, 2, generator=gen, dtype=torch.float64, requires_grad=True)  # (state, action)
+    theta = torch.randn(
+        2, 2, generator=gen, dtype=torch.float64, requires_grad=True
+    )  # (state, action)
     reward = torch.randn(2, 2, generator=gen, dtype=torch.float64)
     to_state_1 = torch.rand(2, 2, generator=gen, dtype=torch.float64)  # P(s' = 1 | s, a)
     value = torch.randn(2, generator=gen, dtype=torch.float64)  # an arbitrary baseline
@@ -318,7 +335,9 @@ def test_objective(norm_adv, clip_vloss):
     expected = surrogate - 0.7 * value_loss + 0.01 * entropy, surrogate, value_loss, entropy
     found = [term.item() for term in ppo.objective(actor, critic, *batch, args)]
     assert found == pytest.approx(expected, rel=1e-4)
-    assert abs(ratio - 1).max() > 0.2 and abs(values - old_values).max() > 1  # all branches were taken
+    assert (
+        abs(ratio - 1).max() > 0.2 and abs(values - old_values).max() > 1
+    )  # all branches were taken
 
 
 def test_norm_adv_of_a_single_sample():
@@ -414,7 +433,9 @@ def test_unclipped_actions_are_scored(monkeypatch):
 
 
 def test_target_kl_prevents_the_next_epoch(monkeypatch):
-    settings = dict(env_id="CartPole-v1", num_envs=2, num_steps=32, total_timesteps=64, num_minibatches=4)
+    settings = dict(
+        env_id="CartPole-v1", num_envs=2, num_steps=32, total_timesteps=64, num_minibatches=4
+    )
     seen = spy_on_objective(monkeypatch, ppo, target_kl=1e-9, update_epochs=5, **settings)
     assert len(seen) == 4  # after one epoch of four steps the policy has moved: no second epoch
 

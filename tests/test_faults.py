@@ -141,7 +141,7 @@ BAD = [
     (dict(cuda=True), "no GPU"),
 ]
 BAD_PPO = [
-    (dict(total_timesteps=63), "total_timesteps is 63; it must be at least one batch, 64"),
+    (dict(total_timesteps=63), "total_timesteps is 63; it must be at least a batch, 64"),
     (dict(num_envs=0), "num_envs is 0"),
     (dict(num_steps=0), "num_steps is 0"),
     (dict(num_minibatches=65), "num_minibatches is 65; it can be at most 64"),
@@ -196,7 +196,9 @@ def test_unknown_flag(script, tmp_path):
 # ── Numbers that are not finite ───────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("env_id, name", [("NanReward", "reward"), ("NanObservation", "observation")])
+@pytest.mark.parametrize(
+    "env_id, name", [("NanReward", "reward"), ("NanObservation", "observation")]
+)
 @pytest.mark.parametrize("script", ON_POLICY)
 def test_not_finite(script, env_id, name, tmp_path):
     """The run stops with an error, and the checkpoint before it stays, with finite numbers."""
@@ -241,7 +243,9 @@ def test_full_disk(script, name, tmp_path):
         settings["env_id"] = "Pendulum-v1"
     folder = module.train(module.Args(**settings))
     before = (folder / "checkpoint.pt").read_bytes()
-    run_ = module.Run(module.Args(**settings, resume=folder), **restored_parts(module, settings["env_id"]))
+    run_ = module.Run(
+        module.Args(**settings, resume=folder), **restored_parts(module, settings["env_id"])
+    )
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("/dev/full")
     run_.step += 128

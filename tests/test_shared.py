@@ -166,7 +166,9 @@ def test_layout(script):
     assert text.split('"""')[1].count("\n") <= 60
     bodies = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
     statements = bodies["train"].body
-    assert statements[-1].end_lineno - statements[1].lineno + 1 <= 100  # the docstring is statement 0
+    assert (
+        statements[-1].end_lineno - statements[1].lineno + 1 <= 100
+    )  # the docstring is statement 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -271,7 +273,9 @@ def test_cleanrl_flags(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_argument_is_explained(script):
     """One line a field, and each has its comment, which becomes the text of --help."""
-    fields = [line for line in definitions(script)["Args"].splitlines() if re.match(r"    \w+:", line)]
+    fields = [
+        line for line in definitions(script)["Args"].splitlines() if re.match(r"    \w+:", line)
+    ]
     module = importlib.import_module(script)
     assert len(fields) == len(inspect.signature(module.Args).parameters)
     for line in fields:

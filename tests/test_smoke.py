@@ -3,11 +3,12 @@
 import importlib
 import json
 import math
+import re
 import shlex
 
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, run, table, without_clock
+from conftest import ROOT, SCRIPTS, TINY, run, table, without_clock
 
 DISCRETE = [script for script in SCRIPTS if script not in ("ddpg", "td3", "sac")]
 CASES = [(script, "CartPole-v1") for script in DISCRETE]
@@ -56,7 +57,9 @@ def test_evaluation_is_deterministic_and_changes_nothing(script):
 def test_same_seed_same_run(script):
     """Two runs with one seed give the same files but for the clock; another seed gives others."""
     module = importlib.import_module(script)
-    folders = [module.train(module.Args(env_id="Pendulum-v1", seed=s, **TINY[script])) for s in (1, 1, 2)]
+    folders = [
+        module.train(module.Args(env_id="Pendulum-v1", seed=s, **TINY[script])) for s in (1, 1, 2)
+    ]
     for name in ("updates.csv", "episodes.csv"):
         first, second, third = (without_clock(folder / name) for folder in folders)
         assert first == second != third
@@ -78,7 +81,9 @@ def test_box_actions_of_any_shape_and_bounds(script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_mujoco(script):
     module = importlib.import_module(script)
-    folder = module.train(module.Args(env_id="HalfCheetah-v4", **TINY[script] | {"eval_episodes": 0}))
+    folder = module.train(
+        module.Args(env_id="HalfCheetah-v4", **TINY[script] | {"eval_episodes": 0})
+    )
     assert table(folder / "updates.csv")[-1]["step"] == 512
 
 
@@ -110,6 +115,16 @@ def test_cleanrl_command_line(tmp_path, monkeypatch):
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
+def test_readme_example():
+    """The Python code in the README runs as it stands, but for its length."""
+    text = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert "total_timesteps=100_000" in code
+    names = {}
+    exec(code.replace("total_timesteps=100_000", "total_timesteps=256"), names)
+    assert names["env"].action_space.contains(names["action"])
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_video_of_mujoco_or_a_clear_message(script, tmp_path, monkeypatch):
     """Where neither EGL nor OSMesa is installed, the run says so before it starts."""
@@ -119,7 +134,8 @@ def test_video_of_mujoco_or_a_clear_message(script, tmp_path, monkeypatch):
     if done.returncode == 0:
         assert len(list(tmp_path.glob("runs/*/videos/*.mp4"))) == 1
     else:
-        assert "RuntimeError: capture_video is set, but probes:ShortCheetah-v0 cannot be recorded" in done.stderr
+        assert (
+            "RuntimeError: capture_video is set, but probes:ShortCheetah-v0 cannot be recorded"
+            in done.stderr
+        )
         assert "MUJOCO_GL" in done.stderr and not (tmp_path / "runs").exists()
-
-
