@@ -384,7 +384,9 @@ def spy_on_objective(monkeypatch, script, **settings):
     def spy(actor, critic, obs, actions, old_log_probs, advantages, *rest):
         with torch.no_grad():
             log_ratio = actor(obs).log_prob(actions) - old_log_probs
-        seen.append(SimpleNamespace(obs=obs, actions=actions, log_ratio=log_ratio))
+        batch = SimpleNamespace(obs=obs, actions=actions, log_ratio=log_ratio)
+        batch.old_log_probs = old_log_probs
+        seen.append(batch)
         return objective(actor, critic, obs, actions, old_log_probs, advantages, *rest)
 
     monkeypatch.setattr(script, "objective", spy)
@@ -418,6 +420,26 @@ def test_ratio_starts_at_one(monkeypatch, env_id):
     for batch in seen[::8]:
         assert batch.log_ratio.abs().max() < 1e-5
     assert max(batch.log_ratio.abs().max() for batch in seen) > 1e-3  # later it does move
+
+
+def test_old_policy_is_the_one_that_acted(monkeypatch):
+    """log π_old, computed after the rollout, is what each action had when it was drawn."""
+    drawn, sample = {}, ppo.DiagonalGaussian.sample
+
+    def spy(dist):
+        actions = sample(dist)
+        for action, log_prob in zip(actions.tolist(), dist.log_prob(actions).tolist()):
+            drawn[tuple(action)] = log_prob
+        return actions
+
+    monkeypatch.setattr(ppo.DiagonalGaussian, "sample", spy)
+    seen = spy_on_objective(
+        monkeypatch, ppo, env_id="Pendulum-v1", num_envs=2, num_steps=32, total_timesteps=192,
+        num_minibatches=4, update_epochs=2,
+    )  # fmt: skip
+    for batch in seen:
+        for action, log_prob in zip(batch.actions.tolist(), batch.old_log_probs.tolist()):
+            assert log_prob == pytest.approx(drawn[tuple(action)], abs=1e-4)
 
 
 def test_unclipped_actions_are_scored(monkeypatch):

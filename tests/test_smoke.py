@@ -48,7 +48,8 @@ def test_evaluation_is_deterministic_and_changes_nothing(script):
     env = module.make_env("Pendulum-v1")
     actor = module.Actor(env.observation_space, env.action_space)
     before = {name: value.clone() for name, value in actor.state_dict().items()}
-    module.evaluate(actor, "Pendulum-v1", 2, seed=3)
+    first, second = (module.evaluate(actor, "Pendulum-v1", 2, seed=3) for _ in range(2))
+    assert first == second
     for name, value in actor.state_dict().items():
         assert torch.equal(value, before[name]), name
 
