@@ -102,15 +102,15 @@ class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
-    learning_rate: float = 3e-4  # step size of Adam
+    learning_rate: float = 5e-4  # step size of Adam
     num_envs: int = 64  # N, environments [AC-09d]
     num_steps: int = 32  # T, steps in each environment per rollout [AC-09d]
-    anneal_lr: bool = False  # lower the step size linearly to 0 over total_timesteps
+    anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     gae_lambda: float = 0.95  # λ, decay of the weights of later TD errors [X-GAE]
     num_minibatches: int = 32  # minibatches that each epoch is cut into
     update_epochs: int = 10  # K, epochs over each rollout [AC-09d]
-    norm_adv: bool = False  # standardise the advantages of each minibatch
+    norm_adv: bool = True  # standardise the advantages of each minibatch
     clip_coef: float = 0.2  # ε, the ratio is clipped to 1 ± ε [AC-09b]
     clip_vloss: bool = False  # clip the change of the value, too (not in the PPO paper)
     ent_coef: float = 0.0  # c₂ = β, weight of the entropy bonus [AC-09c]

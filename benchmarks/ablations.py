@@ -58,6 +58,13 @@ VARIANTS = {
     ),
 }  # fmt: skip
 
+# Flags of the environments that want others than the defaults, which are for MuJoCo.
+ENV_FLAGS = {
+    "CartPole-v1": "--total-timesteps 100000",
+    "Acrobot-v1": "--total-timesteps 500000",
+    "Pendulum-v1": "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 256",
+}
+
 
 def patched(variant: str) -> str:
     """The text of ppo.py with the variant's replacements."""
@@ -83,19 +90,29 @@ def commit() -> str:
     return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
 
 
-def run(variant: str, env_id: str, seed: int, revision: str, extra: list[str]) -> dict:
-    """One run of 1M steps in a folder of its own; returns its row."""
+def run(variant: str, env_id: str, seed: int, revision: str) -> dict:
+    """One run, in a folder of its own; returns its row."""
+    flags = [*VARIANTS[variant][1], *ENV_FLAGS.get(env_id, "").split()]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "ppo.py").write_text(patched(variant))
-        command = [sys.executable, "-W", "ignore", "ppo.py", "--env-id", env_id, "--seed", str(seed)]
-        command += ["--eval-episodes", "100", *VARIANTS[variant][1], *extra]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "ppo.py",
+            "--env-id",
+            env_id,
+            "--seed",
+            str(seed),
+        ]
+        command += ["--eval-episodes", "100", *flags]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{variant} {env_id} {seed}: {done.stderr}")
         (path,) = Path(folder).glob("runs/*/summary.json")
         summary = json.loads(path.read_text())
     return {
-        "variant": variant, "env_id": env_id, "seed": seed, "flags": " ".join(extra), "steps": summary["step"],
+        "variant": variant, "env_id": env_id, "seed": seed, "flags": " ".join(flags), "steps": summary["step"],
         "training_return": round(summary["training_return"], 1),
         "evaluation_return": round(summary["evaluation_return"], 1),
         "seconds": round(summary["seconds"]), "commit": revision,
@@ -120,7 +137,6 @@ def main() -> None:
     parser.add_argument("--env-ids", nargs="+", default=["HalfCheetah-v4"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--flags", default="", help="further flags of ppo.py, in one string")
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
     if options.table:
@@ -139,7 +155,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
     def work(job: tuple[str, str, int]) -> None:
-        row = run(*job, revision, options.flags.split())
+        row = run(*job, revision)
         with lock:
             RESULTS.parent.mkdir(exist_ok=True)
             new = not RESULTS.exists()

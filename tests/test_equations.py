@@ -353,7 +353,9 @@ def test_value_loss_gradient():
     obs, actions, old_log_probs, advantages, old_values, targets = minibatch(actor, critic)
     targets.requires_grad_()
     batch = obs, actions, old_log_probs, torch.zeros(16), old_values, targets.detach()
-    L, *_ = ppo.objective(actor, critic, *batch, ppo.Args(vf_coef=0.5, ent_coef=0.0))
+    L, *_ = ppo.objective(
+        actor, critic, *batch, ppo.Args(vf_coef=0.5, ent_coef=0.0, norm_adv=False)
+    )
     (gradient,) = torch.autograd.grad(L, critic.net[-1].bias, retain_graph=True)
     expected = (-2 * 0.5 * (critic(obs) - targets) / 16).sum()
     assert gradient.item() == pytest.approx(expected.item(), rel=1e-5)
