@@ -374,7 +374,8 @@ def train(args: Args) -> Path:
     optimizer = torch.optim.Adam(parameters, args.learning_rate, eps=1e-5, fused=True)
     run = Run(args, actor=actor, critic=critic, optimizer=optimizer)
 
-    obs, _ = envs.reset(seed=args.seed + run.step)  # (N, O)
+    # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
+    obs, _ = envs.reset(seed=10**6 * args.seed + run.step)  # (N, O)
     while run.step < args.total_timesteps and not run.interrupted:  # [AC-09d]
         lr_scale = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
         optimizer.param_groups[0]["lr"] = args.learning_rate * lr_scale
@@ -676,7 +677,7 @@ class Run:
             raise SystemExit(130)  # what a shell expects after Ctrl-C
         self.interrupted = True  # from now on, Ctrl-C ends the process at once
         videos = self.folder / "videos" if self.args.capture_video else None
-        seed = self.args.seed + 10**9  # one that training never reaches
+        seed = 10**15 + self.args.seed  # one that training never reaches
         returns = evaluate(actor, self.args.env_id, self.args.eval_episodes, seed, videos)
         summary = {
             "step": self.step,
