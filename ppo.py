@@ -4,12 +4,12 @@ Idea
     A policy gradient is right only near the policy that played the rollout: a long step along it
     can ruin the policy, and with it the next rollout. PPO takes many small steps on each rollout,
     and takes away the reason to go far: once a sample's probability ratio has left [1−ε, 1+ε] on
-    the side that its advantage asks for, that sample's gradient is zero.
+    the side that its advantage asks for, that sample no longer moves the policy.
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
-    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ does not depend on s
+    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; one σ for each dimension, in all states
     [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
     [X-GAE]    Â_t = Σ_l (γλ)^l δ_{t+l}
     [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   a ratio, not the reward
@@ -21,25 +21,25 @@ Equations, in the order of the code
 Algorithm [AC-09d]
     1. initialise the policy θ and the critic w
     2. play T steps in each of N environments with π_old = π_θ
-    3. log π_old(a|s) of all T·N actions
-    4. K times: advantages Â by GAE, and value targets, with the critic as it is now
+    3. log π_old(a|s) of all T·N actions, and V_old(s)
+    4. K times: advantages Â by GAE, and value targets, by the critic as it now is (the text: once)
     5.     shuffle the T·N samples into minibatches; for each, a step of Adam up the objective L
     6. discard the rollout, back to 2
 
-Not in the text [impl]; the README tells what each is worth
+Not in the text [impl]; the README tells what most of it is worth
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
-    values and their loss in units of the returns' standard deviation   Andrychowicz 2021, 3.3
+    values and their loss in units of the returns' running std          tianshou, examples/mujoco
     advantages and value targets recomputed in every epoch              Andrychowicz 2021, 3.5
     advantages standardised in each minibatch                           OpenAI Baselines, ppo2
-    step size lowered linearly to zero                                  OpenAI Baselines, ppo2
-    gradient's norm limited, ε = 1e-5 in Adam                           OpenAI Baselines, ppo2
-    orthogonal weights; the policy's last layer × 0.01; σ = e^−0.5      Andrychowicz 2021, 3.2
-    actions in units of the action space's half range                   tianshou, examples/mujoco
-    actor and critic share no layers (AC-07 has them share)             Andrychowicz 2021, 3.2
+    Adam, its ε = 1e-5; step size lowered to 0; gradient's norm limited  OpenAI Baselines, ppo2
+    two networks of two layers of 64 tanh units                         Schulman 2017, 6.1
+    orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
+    σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
+    time limits bootstrap                                               Pardo 2018
 
 Changed from trpo.py
-    clipped_surrogate takes the place of the KL constraint, with its Fisher-vector product,
-    conjugate gradient and line search; actor and critic follow one objective with one Adam.
+    (when it is there:) clipped_surrogate takes the place of the KL constraint, with its Fisher-
+    vector product, conjugate gradient and line search; one Adam follows one objective.
 
 Run
     python ppo.py --env-id HalfCheetah-v4
@@ -68,9 +68,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
@@ -98,7 +98,7 @@ class Args:
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation after training
     checkpoint_every: int = 100_000  # environment steps between two checkpoints
-    resume: Path | None = None  # go on with the run in this folder; other flags override its own
+    resume: Path | None = None  # go on with the run in this folder; flags given override its own
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
@@ -112,7 +112,7 @@ class Args:
     update_epochs: int = 10  # K, epochs over each rollout [AC-09d]
     norm_adv: bool = True  # standardise the advantages of each minibatch
     clip_coef: float = 0.2  # ε, the ratio is clipped to 1 ± ε [AC-09b]
-    clip_vloss: bool = False  # clip the change of the value, too (not in the PPO paper)
+    clip_vloss: bool = False  # clip the change of the value, too; not in the PPO paper
     ent_coef: float = 0.0  # c₂ = β, weight of the entropy bonus [AC-09c]
     vf_coef: float = 0.25  # c₁, weight of the value loss, which has no factor ½ here [AC-09c]
     max_grad_norm: float = 0.5  # the gradient of θ and w together is scaled down to this norm
@@ -134,8 +134,8 @@ class RunningNorm(nn.Module):
         self.register_buffer("std", torch.ones(shape))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).clamp(-10, 10)
+    def forward(self, sample: Tensor) -> Tensor:
+        return ((sample - self.mean) / self.std).clamp(-10, 10)
 
     @torch.no_grad()
     def update(self, batch: Tensor) -> None:
@@ -159,9 +159,9 @@ def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
 
 
 class DiagonalGaussian(Distribution):
-    """N(μ, σ²I) with a σ for each dimension of the action; log_prob and entropy are (B,).
+    """N(μ, diag σ²) for a mean (B, A) and a log_std (A,); log_prob and entropy are (B,).
 
-    The same as Independent(Normal(...), 1), in half the time. mean (B, A), log_std (A,).
+    As Independent(Normal(...), 1), but faster, and with the text's formula in sight.
     """
 
     arg_constraints = {}
@@ -225,7 +225,7 @@ class Actor(nn.Module):
         self.net = mlp(observation_space.shape[0], outputs, output_gain=0.01)
 
     def forward(self, obs: Tensor) -> Distribution:
-        """obs (B, O) → the distribution of B actions; its log_prob and entropy are (B,)."""
+        """obs (..., O) → the distribution of the actions; its log_prob and entropy are (...,)."""
         output = self.net(self.obs_norm(obs))
         if self.discrete:
             return Categorical(logits=output, validate_args=False)  # [AC-02a]
@@ -247,7 +247,8 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """V_w(s), in the units of the rewards.
 
-    [impl] The network inside works in units of the returns' std, whatever the rewards' scale.
+    [impl] The network inside works in units of the returns' running standard deviation, so that
+    neither its loss nor its weights depend on the scale of the rewards.
     """
 
     def __init__(self, observation_space: gym.Space) -> None:
@@ -257,7 +258,7 @@ class Critic(nn.Module):
         self.net = mlp(observation_space.shape[0], 1, output_gain=1.0)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """obs (B, O) → values (B,)."""
+        """obs (..., O) → values (...,)."""
         return self.net(self.obs_norm(obs)).squeeze(-1) * self.return_norm.std
 
 
@@ -291,12 +292,12 @@ def gae(
     the rollout, and anew behind the end of each episode, whichever way that ended.
     """
     assert rewards.shape == truncations.shape
-    deltas = td_errors(rewards, values, next_values, terminations, gamma)
-    ends = (terminations.bool() | truncations.bool()).to(rewards.dtype)
-    traces = gamma * gae_lambda * (1 - ends)
+    errors = td_errors(rewards, values, next_values, terminations, gamma)  # δ
+    done = (terminations.bool() | truncations.bool()).to(rewards.dtype)
+    traces = gamma * gae_lambda * (1 - done)
     advantages, advantage = [], torch.zeros_like(rewards[0])  # each (N,)
-    for delta, trace in zip(deltas.flip(0), traces.flip(0)):  # t = T−1, ..., 0
-        advantage = delta + trace * advantage  # [X-GAE]
+    for td_error, trace in zip(errors.flip(0), traces.flip(0)):  # t = T−1, ..., 0
+        advantage = td_error + trace * advantage  # [X-GAE]
         advantages.append(advantage)
     return torch.stack(advantages[::-1])
 
@@ -314,7 +315,7 @@ def clipped_surrogate(
     return torch.minimum(ratio * advantages, clipped_ratio * advantages).mean()  # [AC-09b]
 
 
-def objective(
+def ppo_objective(
     actor: Actor,
     critic: Critic,
     observations: Tensor,
@@ -327,7 +328,7 @@ def objective(
 ) -> tuple[Tensor, ...]:
     """L = L_CLIP − c₁ L_VF + c₂ H  [AC-09c]
 
-    All (B, ...) → scalars L, to be maximised, and its three terms L_CLIP, L_VF, H.
+    All (B, ...) → four scalars: L, to be maximised, and its terms L_CLIP, L_VF, H.
     """
     if args.norm_adv and len(advantages) > 1:  # the std of one number is NaN
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -343,9 +344,16 @@ def objective(
         errors = torch.maximum(errors, (clipped_values - targets) ** 2)
     value_loss = errors.mean() / critic.return_norm.std**2  # in units of the returns' std
 
-    entropy = dist.entropy().mean()  # [CS-8.1a]
-    L = surrogate - args.vf_coef * value_loss + args.ent_coef * entropy  # [AC-09c]
-    return L, surrogate, value_loss, entropy
+    entropy = dist.entropy().mean()
+    bonus = args.ent_coef * entropy  # [CS-8.1a]
+    objective = surrogate - args.vf_coef * value_loss + bonus  # [AC-09c]
+    return objective, surrogate, value_loss, entropy
+
+
+def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
+    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant one."""
+    variance = targets.var(correction=0).clamp(min=1e-8)
+    return 1 - (targets - values).var(correction=0) / variance
 
 
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
@@ -356,7 +364,7 @@ def train(args: Args) -> Path:
 
     Raises:
         ValueError: for an argument or an environment that cannot be used.
-        FloatingPointError: when a loss or a parameter is no longer finite.
+        FloatingPointError: when an observation, a reward, a loss or a parameter is not finite.
         OSError: when the run's folder cannot be written.
     """
     T, N = args.num_steps, args.num_envs
@@ -377,12 +385,12 @@ def train(args: Args) -> Path:
     # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
     obs, _ = envs.reset(seed=10**6 * args.seed + run.step)  # (N, O)
     while run.step < args.total_timesteps and not run.interrupted:  # [AC-09d]
-        lr_scale = 1 - run.step / args.total_timesteps if args.anneal_lr else 1
-        optimizer.param_groups[0]["lr"] = args.learning_rate * lr_scale
+        remaining = 1 - run.step / args.total_timesteps if args.anneal_lr else 1.0
+        optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
 
         # 2. Play T steps in each of N environments with π_old = π_θ.
         observations = np.empty((T, N, *observation_space.shape), np.float32)
-        next_observations = np.empty_like(observations)
+        next_observations = np.empty_like(observations)  # (T, N, O)
         rewards = np.empty((T, N), np.float32)
         terminations, truncations = np.empty((2, T, N), bool)
         actions = []
@@ -395,40 +403,41 @@ def train(args: Args) -> Path:
             actions.append(action)
             next_observations[t] = obs
             run.step += N
-            run.check_finite(observation=obs, reward=rewards[t])
             for n in np.flatnonzero(terminations[t] | truncations[t]):
                 # next_obs is the true successor, even when the env has just been reset.
                 next_observations[t, n] = infos["final_obs"][n]
                 episode = infos["final_info"]["episode"]
                 run.log_episode(episode["r"][n], episode["l"][n])
+            run.check_finite(observation=next_observations[t], reward=rewards[t])
         observations, next_observations, rewards, terminations, truncations = (
             torch.as_tensor(array, device=device)
             for array in (observations, next_observations, rewards, terminations, truncations)
         )
         actions = torch.stack(actions)  # (T, N) or (T, N, A)
 
-        # 3. log π_old(a|s) of all T·N actions, in one batch.
+        # 3. log π_old(a|s) of all T·N actions, and V_old(s), in one batch each.
         with torch.no_grad():
             old_log_probs = actor(observations).log_prob(actions)  # (T, N)
+            old_values = critic(observations)  # (T, N)
 
         losses = []
         for _ in range(args.update_epochs):
-            # 4. Advantages Â by GAE, and value targets, with the critic as it is now.
+            # 4. Advantages Â by GAE, and value targets, by the critic as it now is [impl].
             # The target is a constant: no gradient flows through it.
             with torch.no_grad():
                 values, next_values = critic(observations), critic(next_observations)  # (T, N)
-                ends = terminations, truncations
-                advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+                transitions = rewards, values, next_values, terminations, truncations
+                advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)
                 targets = advantages + values
 
             # 5. For each minibatch of the shuffled samples a step of Adam up the objective L.
-            samples = observations, actions, old_log_probs, advantages, values, targets
+            samples = observations, actions, old_log_probs, advantages, old_values, targets
             samples = [tensor.flatten(0, 1) for tensor in samples]  # (T, N, ...) → (T·N, ...)
             for index in torch.randperm(T * N, device=device).tensor_split(args.num_minibatches):
                 minibatch = (tensor[index] for tensor in samples)
-                L, *terms = objective(actor, critic, *minibatch, args)
+                objective, *terms = ppo_objective(actor, critic, *minibatch, args)
                 optimizer.zero_grad()
-                (-L).backward()  # Ascent on the objective = descent on its negative.
+                (-objective).backward()  # Ascent on the objective = descent on its negative.
                 grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=True)
                 optimizer.step()
                 losses.append(torch.stack((*terms, grad_norm)).detach())
@@ -446,16 +455,13 @@ def train(args: Args) -> Path:
         actor.obs_norm.update(observations.flatten(0, 1))
         critic.obs_norm.update(observations.flatten(0, 1))
         critic.return_norm.update(targets.flatten())
-        surrogate, value_loss, entropy, grad_norm = torch.stack(losses).mean(0)
+        names = "clipped_surrogate", "value_loss", "entropy", "grad_norm"
         run.log_update(
-            clipped_surrogate=surrogate,
-            value_loss=value_loss,
-            entropy=entropy,
-            grad_norm=grad_norm,
+            **dict(zip(names, torch.stack(losses).mean(0))),  # means over all minibatches
             approx_kl=approx_kl,
             clip_fraction=((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean(),
-            explained_variance=1 - (targets - values).var() / targets.var().clamp(min=1e-8),
-            learning_rate=optimizer.param_groups[0]["lr"],
+            explained_variance=explained_variance(values, targets),
+            learning_rate=args.learning_rate * remaining,
         )
     envs.close()
     return run.finish(actor)
@@ -470,19 +476,25 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
     Raises:
         ValueError: for an argument that no run can use: which one, and what is needed.
     """
-    for name, number in vars(args).items():
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+    for field in fields(args):
+        name, number = field.name, getattr(args, field.name)
+        if number is None or not field.type.startswith(("int", "float")):
             continue
-        least = 0 if isinstance(number, float) or name in ("seed", "eval_episodes") else 1
-        most = 1 if name in ("gamma", "gae_lambda", "tau") else math.inf
+        whole = field.type == "int"
+        least = 1 if whole and name not in ("seed", "eval_episodes") else 0
+        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
         if not (least <= number <= most and math.isfinite(number)):
             raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
+        if whole and not isinstance(number, int):
+            raise ValueError(f"{name} is {number}; it must be a whole number")
     if args.total_timesteps < batch_size:
         raise ValueError(
             f"total_timesteps is {args.total_timesteps}; it must be at least a batch, {batch_size}"
         )
     if args.cuda and not torch.cuda.is_available():
-        raise ValueError("cuda is set, but PyTorch finds no GPU here; leave --cuda out")
+        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise ValueError("track is set, but wandb is not installed; pip install wandb")
     if args.capture_video:  # better now than after a million steps
         check_video(args.env_id)
     random.seed(args.seed)
@@ -490,7 +502,7 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    if importlib.util.find_spec("mujoco"):  # as Python warnings its notices come once, not per env
+    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
         importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
     return torch.device("cuda" if args.cuda else "cpu")
 
@@ -516,16 +528,15 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
 
 
 def check_video(env_id: str) -> None:
-    """Raises RuntimeError if the episodes of this environment cannot be recorded here."""
+    """Raises ValueError if the episodes of this environment cannot be recorded here."""
+    env = gym.make(env_id, render_mode="rgb_array")
     try:
-        import moviepy  # noqa: F401
-
-        env = gym.make(env_id, render_mode="rgb_array")
+        importlib.import_module("moviepy")
         env.reset()
         env.render()
         env.close()
     except Exception as error:
-        raise RuntimeError(
+        raise ValueError(
             f"capture_video is set, but {env_id} cannot be recorded here: {error!r}. It needs "
             "`pip install moviepy pygame`; MuJoCo without a screen needs MUJOCO_GL=egl "
             "(a GPU or Mesa's libegl1) or MUJOCO_GL=osmesa (libosmesa6)."
@@ -554,13 +565,14 @@ def evaluate(
     returns = []
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed if episode == 0 else None)
-        ended = False
-        while not ended:
+        returns.append(0.0)
+        for _ in range(100_000):  # some environments set no time limit to a policy that goes round
             batch = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(0)  # (1, O)
-            action = actor.mode(batch)[0].numpy(force=True)
-            obs, _, terminated, truncated, info = env.step(action)
-            ended = terminated or truncated
-        returns.append(float(info["episode"]["r"]))
+            action = actor.mode(batch).numpy(force=True)[0]
+            obs, reward, terminated, truncated, _ = env.step(action)
+            returns[-1] += float(reward)
+            if terminated or truncated:
+                break
     env.close()
     return returns
 
@@ -585,7 +597,9 @@ class Run:
         self.recent_returns = deque(maxlen=100)
         self.csv_files, self.wandb, self.interrupted = {}, None, False
         label = re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{self.script}__{args.seed}__")
-        self.folder = Path(args.resume or f"runs/{label}{datetime.now():%Y%m%d-%H%M%S-%f}")
+        self.folder = Path(f"runs/{label}{datetime.now():%Y%m%d-%H%M%S-%f}")
+        if args.resume:  # relative to here, with its name even if that was '.'
+            self.folder = Path(os.path.relpath(Path(args.resume).resolve()))
         self.resume_command = f"python {self.script}.py --resume {self.folder}"
         self.last_seconds = self.restore() if args.resume else 0.0
         self.clock = time.perf_counter() - self.last_seconds  # goes on where it had stopped
@@ -596,7 +610,11 @@ class Run:
             self.save()
         if self.step < args.total_timesteps:  # watching a finished run leaves its arguments alone
             arguments = {name: value for name, value in vars(args).items() if name != "resume"}
-            content = {"script": self.script, "args": arguments, "versions": versions()}
+            versions = {"python": platform.python_version()}
+            for package in ("torch", "gymnasium", "numpy", "mujoco"):
+                if importlib.util.find_spec(package):
+                    versions[package] = version(package)
+            content = {"script": self.script, "args": arguments, "versions": versions}
             self.write_json("args.json", content)
         if args.track:
             import wandb  # needed with --track only
@@ -604,16 +622,13 @@ class Run:
             self.wandb = wandb.init(
                 project=args.wandb_project_name,
                 entity=args.wandb_entity,
-                name=self.folder.name,
-                id=self.folder.name,
+                name=self.folder.resolve().name,
+                id=self.folder.resolve().name,
                 resume="allow",
                 config=vars(args),
                 dir=self.folder,
             )
             self.wandb.define_metric("*", step_metric="step")
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self.interrupt)
-            signal.signal(signal.SIGTERM, self.interrupt)
         print(f"{self.script} on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         self.bar = tqdm(
             initial=self.step,
@@ -622,6 +637,7 @@ class Run:
             unit_scale=True,
             mininterval=0.5 if sys.stderr.isatty() else 60,  # seconds; a log file needs few lines
         )
+        self.on_signal(self.interrupt)
 
     def seconds(self) -> float:
         """Seconds since the start, without the time between a stop and its resumption."""
@@ -637,6 +653,7 @@ class Run:
         """Raises FloatingPointError if one of the named values has a NaN or an infinity in it."""
         broken = [name for name, value in values.items() if not np.isfinite(value).all()]
         if broken:
+            self.on_signal(None)
             raise FloatingPointError(
                 f"not finite at step {self.step}: {', '.join(broken)}. The run has stopped; "
                 f"{self.folder / 'checkpoint.pt'} still holds step {self.saved_step}. If it is not "
@@ -669,25 +686,25 @@ class Run:
     def finish(self, actor: nn.Module) -> Path:
         """Saves, evaluates, prints the summary, returns the folder; after Ctrl-C it only saves."""
         self.bar.close()
-        seconds = self.seconds() if self.step > self.saved_step else self.last_seconds
+        self.on_signal(None)
         if self.step > self.saved_step:
             self.save()
         if self.interrupted:
             print(f"Stopped and saved at step {self.step}. To go on: {self.resume_command}")
             raise SystemExit(130)  # what a shell expects after Ctrl-C
-        self.interrupted = True  # from now on, Ctrl-C ends the process at once
         videos = self.folder / "videos" if self.args.capture_video else None
         seed = 10**15 + self.args.seed  # one that training never reaches
         returns = evaluate(actor, self.args.env_id, self.args.eval_episodes, seed, videos)
         summary = {
             "step": self.step,
-            "seconds": seconds,
+            "seconds": self.last_seconds,
             "training_return": float(np.mean(self.recent_returns)) if self.recent_returns else None,
             "evaluation_return": float(np.mean(returns)) if returns else None,
             "evaluation_std": float(np.std(returns)) if returns else None,
         }
         self.write_json("summary.json", summary | {"evaluation_returns": returns})
-        line = f"{self.step:,} steps in {seconds:,.0f} s ({self.step / seconds:,.0f} steps/s)"
+        speed = self.step / self.last_seconds
+        line = f"{self.step:,} steps in {self.last_seconds:,.0f} s ({speed:,.0f} steps/s)"
         if self.recent_returns:
             line += f"; training return {summary['training_return']:,.1f}"
             line += f" over the last {len(self.recent_returns)} episodes"
@@ -702,10 +719,15 @@ class Run:
 
     def interrupt(self, *_: object) -> None:
         """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
-        if self.interrupted:
-            raise KeyboardInterrupt
+        self.on_signal(None)
         self.interrupted = True
         self.bar.write("Stopping after this update. Once more stops at once, without saving.")
+
+    def on_signal(self, handler: Callable | None) -> None:
+        """Sets what Ctrl-C and SIGTERM do; None: what they do anyway."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
@@ -727,7 +749,8 @@ class Run:
             file = self.csv_files[table]
             if file.tell() == 0:
                 print(*row, sep=",", file=file)
-            print(*(round(number, 6) for number in row.values()), sep=",", file=file)
+            numbers = (f"{x:.7g}" if isinstance(x, float) else x for x in row.values())
+            print(*numbers, sep=",", file=file)
         if self.wandb:
             self.wandb.log({"step": row["step"]} | {f"{table}/{k}": v for k, v in row.items()})
 
@@ -749,13 +772,13 @@ class Run:
                 temporary.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Writes checkpoint.pt; the CSV files are on disk up to this step already."""
+        """Writes checkpoint.pt; the rows of the CSV files up to this step have gone out already."""
         numpy_state = [
             x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()
         ]
         checkpoint = {
             "step": self.step,
-            "seconds": self.seconds() if self.step else 0.0,
+            "seconds": self.last_seconds,
             "recent_returns": list(self.recent_returns),
             "state": {name: part.state_dict() for name, part in self.state.items()},
             "random": [random.getstate(), numpy_state, torch.get_rng_state()],
@@ -810,15 +833,6 @@ def stored_args(folder: Path) -> dict:
     if content["script"] != script:
         raise ValueError(f"resume is {folder}, a run of {content['script']}.py, not of {script}.py")
     return content["args"]
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers of a run."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "gymnasium", "numpy", "mujoco"):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def parse_args() -> Args:

@@ -217,6 +217,25 @@ def test_gae_limits():
         assert float(advantages[t, n]) == pytest.approx(total - float(values[t, n]))
 
 
+def test_shapes_are_checked():
+    """(B, 1) − (B,) would be (B, B) without a word."""
+    column_of_3, three = torch.zeros(3, 1), torch.zeros(3)
+    with pytest.raises(AssertionError):
+        ppo.clipped_surrogate(column_of_3, three, three, 0.2)
+    with pytest.raises(AssertionError):
+        ppo.td_errors(column_of_3, three, three, three, 0.9)
+    with pytest.raises(AssertionError):
+        ppo.gae(column_of_3, column_of_3, column_of_3, column_of_3, three, 0.9, 0.9)
+
+
+def test_explained_variance_by_hand():
+    targets = tensor([0.0, 2.0, 4.0])
+    assert ppo.explained_variance(targets, targets).item() == 1.0
+    assert ppo.explained_variance(tensor([7.0, 7.0, 7.0]), targets).item() == 0.0
+    assert ppo.explained_variance(tensor([0.0, 1.0, 2.0]), targets).item() == pytest.approx(0.75)
+    assert ppo.explained_variance(targets, torch.ones(3)).isfinite()
+
+
 # ── The surrogate ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -333,7 +352,7 @@ def test_objective(norm_adv, clip_vloss):
     value_loss = squares.mean() / 25
     entropy = np.log(std * np.sqrt(2 * np.pi * np.e)).sum()
     expected = surrogate - 0.7 * value_loss + 0.01 * entropy, surrogate, value_loss, entropy
-    found = [term.item() for term in ppo.objective(actor, critic, *batch, args)]
+    found = [term.item() for term in ppo.ppo_objective(actor, critic, *batch, args)]
     assert found == pytest.approx(expected, rel=1e-4)
     assert (
         abs(ratio - 1).max() > 0.2 and abs(values - old_values).max() > 1
@@ -344,7 +363,7 @@ def test_norm_adv_of_a_single_sample():
     """The standard deviation of one number is not a number."""
     actor, critic = box_actor(), ppo.Critic(THREE_FEATURES)
     batch = minibatch(actor, critic, size=1)
-    assert ppo.objective(actor, critic, *batch, ppo.Args(norm_adv=True))[0].isfinite()
+    assert ppo.ppo_objective(actor, critic, *batch, ppo.Args(norm_adv=True))[0].isfinite()
 
 
 def test_value_loss_gradient():
@@ -353,7 +372,7 @@ def test_value_loss_gradient():
     obs, actions, old_log_probs, advantages, old_values, targets = minibatch(actor, critic)
     targets.requires_grad_()
     batch = obs, actions, old_log_probs, torch.zeros(16), old_values, targets.detach()
-    L, *_ = ppo.objective(
+    L, *_ = ppo.ppo_objective(
         actor, critic, *batch, ppo.Args(vf_coef=0.5, ent_coef=0.0, norm_adv=False)
     )
     (gradient,) = torch.autograd.grad(L, critic.net[-1].bias, retain_graph=True)
@@ -370,7 +389,7 @@ def test_entropy_bonus_raises_entropy(make):
     batch = list(minibatch(actor, critic))
     batch[3] = torch.zeros(16)
     optimizer = torch.optim.SGD(actor.parameters(), 0.1)
-    L, _, _, before = ppo.objective(actor, critic, *batch, ppo.Args(ent_coef=0.5))
+    L, _, _, before = ppo.ppo_objective(actor, critic, *batch, ppo.Args(ent_coef=0.5))
     (-L).backward()
     optimizer.step()
     assert actor(batch[0]).entropy().mean() > before
@@ -381,7 +400,7 @@ def test_entropy_bonus_raises_entropy(make):
 
 def spy_on_objective(monkeypatch, script, **settings):
     """Trains while every minibatch is recorded: (observations, actions, log ratio, advantages)."""
-    seen, objective = [], script.objective
+    seen, objective = [], script.ppo_objective
 
     def spy(actor, critic, obs, actions, old_log_probs, advantages, *rest):
         with torch.no_grad():
@@ -391,7 +410,7 @@ def spy_on_objective(monkeypatch, script, **settings):
         seen.append(batch)
         return objective(actor, critic, obs, actions, old_log_probs, advantages, *rest)
 
-    monkeypatch.setattr(script, "objective", spy)
+    monkeypatch.setattr(script, "ppo_objective", spy)
     script.train(script.Args(eval_episodes=0, **settings))
     return seen
 
@@ -490,6 +509,6 @@ def test_successor_of_a_finished_episode(monkeypatch):
         ppo.Args(env_id="probes:Counter-v0", num_envs=2, num_steps=32, total_timesteps=64,
                  eval_episodes=0, num_minibatches=1, update_epochs=1)
     )  # fmt: skip
-    observations, next_observations = pairs[:2]  # values, then next values: (T, N, 1)
+    observations, next_observations = pairs[1:3]  # after V_old, values and next values: (T, N, 1)
     assert observations.shape == (32, 2, 1)
     torch.testing.assert_close(next_observations, observations + 1)

@@ -138,6 +138,8 @@ BAD = [
     (dict(num_threads=0), "num_threads is 0"),
     (dict(checkpoint_every=0), "checkpoint_every is 0"),
     (dict(eval_episodes=-1), "eval_episodes is -1"),
+    (dict(seed=2**32), "seed is 4294967296"),
+    (dict(num_threads=1.5), "num_threads is 1.5; it must be a whole number"),
     (dict(cuda=True), "no GPU"),
 ]
 BAD_PPO = [

@@ -28,16 +28,17 @@ SHARED = {
     "evaluate": ORDER,
     "Run": ORDER,
     "stored_args": ORDER,
-    "versions": ORDER,
     "parse_args": ORDER,
     # networks
     "RunningNorm": ON_POLICY,
     "mlp": ON_POLICY,
+    "DiagonalGaussian": ON_POLICY,
     "Actor": ON_POLICY,
     "Critic": WITH_V,
     # equations
     "td_errors": ["a2c", "a3c", "trpo", "ppo"],
     "gae": ["trpo", "ppo"],
+    "explained_variance": WITH_V,
     "policy_gradient_loss": ["reinforce", "reinforce_baseline", "a2c", "a3c"],
     "discounted_returns": ["reinforce", "reinforce_baseline"],
     "n_step_advantages": ["a2c", "a3c"],

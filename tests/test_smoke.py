@@ -49,7 +49,7 @@ def test_evaluation_is_deterministic_and_changes_nothing(script):
     actor = module.Actor(env.observation_space, env.action_space)
     before = {name: value.clone() for name, value in actor.state_dict().items()}
     first, second = (module.evaluate(actor, "Pendulum-v1", 2, seed=3) for _ in range(2))
-    assert first == second
+    assert first == second and first[0] != first[1]  # seeded once, not in each episode
     for name, value in actor.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -64,6 +64,19 @@ def test_same_seed_same_run(script):
     for name in ("updates.csv", "episodes.csv"):
         first, second, third = (without_clock(folder / name) for folder in folders)
         assert first == second != third
+
+
+@pytest.mark.parametrize("script", DISCRETE)
+def test_discrete_observations(script):
+    """FrozenLake's are numbers, and it takes actions that it can look up in a dictionary."""
+    module = importlib.import_module(script)
+    module.train(module.Args(env_id="FrozenLake-v1", **TINY[script]))
+
+
+def test_zero_is_a_coefficient():
+    module = importlib.import_module("ppo")
+    settings = TINY["ppo"] | dict(ent_coef=0, vf_coef=0, target_kl=0, eval_episodes=0)
+    module.train(module.Args(env_id="CartPole-v1", **settings))
 
 
 @pytest.mark.parametrize("script", DISCRETE)
@@ -136,7 +149,7 @@ def test_video_of_mujoco_or_a_clear_message(script, tmp_path, monkeypatch):
         assert len(list(tmp_path.glob("runs/*/videos/*.mp4"))) == 1
     else:
         assert (
-            "RuntimeError: capture_video is set, but probes:ShortCheetah-v0 cannot be recorded"
+            "ValueError: capture_video is set, but probes:ShortCheetah-v0 cannot be recorded"
             in done.stderr
         )
         assert "MUJOCO_GL" in done.stderr and not (tmp_path / "runs").exists()
