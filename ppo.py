@@ -685,8 +685,9 @@ class Run:
 
     def finish(self, actor: nn.Module) -> Path:
         """Saves, evaluates, prints the summary, returns the folder; after Ctrl-C it only saves."""
-        self.bar.close()
         self.on_signal(None)
+        for file in (self.bar, *self.csv_files.values()):
+            file.close()
         if self.step > self.saved_step:
             self.save()
         if self.interrupted:
@@ -706,7 +707,7 @@ class Run:
         speed = self.step / self.last_seconds
         line = f"{self.step:,} steps in {self.last_seconds:,.0f} s ({speed:,.0f} steps/s)"
         if self.recent_returns:
-            line += f"; training return {summary['training_return']:,.1f}"
+            line += f"; training return {np.mean(self.recent_returns):,.1f}"
             line += f" over the last {len(self.recent_returns)} episodes"
         if returns:
             line += f"; deterministic evaluation {np.mean(returns):,.1f} ± {np.std(returns):,.1f}"
@@ -745,12 +746,12 @@ class Run:
         """Appends a row to a CSV file, whole and at once, so that a kill loses none; and to W&B."""
         with self.disk_errors():
             if table not in self.csv_files:  # buffering=1: line by line
-                self.csv_files[table] = open(self.folder / f"{table}.csv", "a", buffering=1)
-            file = self.csv_files[table]
-            if file.tell() == 0:
-                print(*row, sep=",", file=file)
+                file = open(self.folder / f"{table}.csv", "a", buffering=1)
+                self.csv_files[table] = file
+                if file.tell() == 0:
+                    print(*row, sep=",", file=file)
             numbers = (f"{x:.7g}" if isinstance(x, float) else x for x in row.values())
-            print(*numbers, sep=",", file=file)
+            print(*numbers, sep=",", file=self.csv_files[table])
         if self.wandb:
             self.wandb.log({"step": row["step"]} | {f"{table}/{k}": v for k, v in row.items()})
 
