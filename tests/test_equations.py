@@ -228,6 +228,15 @@ def test_shapes_are_checked():
         ppo.gae(column_of_3, column_of_3, column_of_3, column_of_3, three, 0.9, 0.9)
 
 
+def test_approximate_kl():
+    """E over π_old of (r − 1) − log r is KL(π_old ‖ π), here of two softmaxes, summed exactly."""
+    old, new = torch.randn(2, 5, dtype=torch.float64).log_softmax(1)
+    exact = (old.exp() * (old - new)).sum()
+    terms = torch.stack([ppo.approx_kl(new[a : a + 1], old[a : a + 1]) for a in range(5)])
+    torch.testing.assert_close((old.exp() * terms).sum(), exact)
+    assert (terms >= 0).all()
+
+
 def test_explained_variance_by_hand():
     targets = tensor([0.0, 2.0, 4.0])
     assert ppo.explained_variance(targets, targets).item() == 1.0

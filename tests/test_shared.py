@@ -23,6 +23,7 @@ SHARED = {
     # plumbing
     "prepare": ORDER,
     "make_env": ORDER,
+    "EpisodeInfo": ORDER,
     "check_video": ORDER,
     "is_bounded_box": ORDER,
     "evaluate": ORDER,
