@@ -1,10 +1,12 @@
-"""What each addition to PPO is worth: ppo.py with one of them taken out at a time.
+"""Returns of ppo.py, and what each addition to PPO is worth: one of them taken out at a time.
 
-    python benchmarks/ablations.py --seeds 1 2 3 --workers 2
+    python benchmarks/ablations.py returns --env-ids HalfCheetah-v4 Hopper-v4 --seeds 1 2 3
+    python benchmarks/ablations.py ablations --seeds 1 2
+    python benchmarks/ablations.py tables
 
 A variant is a list of flags and of replacements in the text of ppo.py, each of which must match
-exactly once. Results go to benchmarks/results/ppo.csv, one row for each variant, environment and
-seed; what stands there already is not run again. --table prints them as the README shows them.
+exactly once. Results go to benchmarks/results/ppo.csv, one row for each run; what stands there
+already is not run again, so an interrupted benchmark goes on where it was.
 """
 
 import argparse
@@ -54,7 +56,7 @@ VARIANTS = {
     "limit-ends": (
         "a time limit taken for an end",
         [],
-        [("ends = terminations, truncations", "ends = terminations | truncations, truncations")],
+        [("next_values, terminations, truncations\n                adv", "next_values, terminations | truncations, truncations\n                adv")],
     ),
 }  # fmt: skip
 
@@ -64,6 +66,8 @@ ENV_FLAGS = {
     "Acrobot-v1": "--total-timesteps 500000",
     "Pendulum-v1": "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 256",
 }
+
+ABLATION_FLAGS = "--total-timesteps 500000"  # half the steps, twice the runs
 
 
 def patched(variant: str) -> str:
@@ -90,71 +94,81 @@ def commit() -> str:
     return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
 
 
-def run(variant: str, env_id: str, seed: int, revision: str) -> dict:
+def run(variant: str, env_id: str, seed: str, flags: str, revision: str) -> dict:
     """One run, in a folder of its own; returns its row."""
-    flags = [*VARIANTS[variant][1], *ENV_FLAGS.get(env_id, "").split()]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "ppo.py").write_text(patched(variant))
-        command = [
-            sys.executable,
-            "-W",
-            "ignore",
-            "ppo.py",
-            "--env-id",
-            env_id,
-            "--seed",
-            str(seed),
-        ]
-        command += ["--eval-episodes", "100", *flags]
+        command = [sys.executable, "-W", "ignore", "ppo.py", "--env-id", env_id, "--seed", seed]
+        command += ["--eval-episodes", "100", *VARIANTS[variant][1], *flags.split()]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{variant} {env_id} {seed}: {done.stderr}")
         (path,) = Path(folder).glob("runs/*/summary.json")
         summary = json.loads(path.read_text())
     return {
-        "variant": variant, "env_id": env_id, "seed": seed, "flags": " ".join(flags), "steps": summary["step"],
+        "variant": variant, "env_id": env_id, "seed": seed, "flags": flags, "steps": summary["step"],
         "training_return": round(summary["training_return"], 1),
         "evaluation_return": round(summary["evaluation_return"], 1),
         "seconds": round(summary["seconds"]), "commit": revision,
     }  # fmt: skip
 
 
-def print_table(env_id: str) -> None:
-    rows = [row for row in read_results() if row["env_id"] == env_id]
-    print("| variant | training return, each seed | mean | evaluation, mean |\n|---|---|---|---|")
+def cells(rows: list[dict], column: str) -> str:
+    """Each seed's return, and their mean, as two cells of a table."""
+    numbers = [float(row[column]) for row in rows]
+    return " · ".join(f"{x:,.0f}" for x in numbers) + f" | **{statistics.mean(numbers):,.0f}**"
+
+
+def print_tables() -> None:
+    """Markdown: returns with the defaults on each environment, and the ablations."""
+    results = read_results()
+    head = "training return, seed by seed | mean | evaluation, seed by seed | mean |"
+    print(f"| environment | flags | {head}\n|---|---|---|---|---|---|")
+    for env_id in dict.fromkeys(row["env_id"] for row in results):
+        flags = ENV_FLAGS.get(env_id, "")
+        key = env_id, "default", flags
+        rows = [row for row in results if (row["env_id"], row["variant"], row["flags"]) == key]
+        if rows:
+            training, evaluation = (cells(rows, f"{x}_return") for x in ("training", "evaluation"))
+            print(f"| {env_id} | {f'`{flags}`' if flags else ''} | {training} | {evaluation} |")
+    print(f"\n| HalfCheetah-v4, 500,000 steps | {head}\n|---|---|---|---|---|")
     for variant, (title, _, _) in VARIANTS.items():
-        found = [row for row in rows if row["variant"] == variant]
-        if found:
-            returns = [float(row["training_return"]) for row in found]
-            evaluation = statistics.mean(float(row["evaluation_return"]) for row in found)
-            each = " · ".join(f"{x:,.0f}" for x in returns)
-            print(f"| {title} | {each} | {statistics.mean(returns):,.0f} | {evaluation:,.0f} |")
+        key = variant, ABLATION_FLAGS
+        rows = [row for row in results if (row["variant"], row["flags"]) == key]
+        if rows:
+            training, evaluation = (cells(rows, f"{x}_return") for x in ("training", "evaluation"))
+            print(f"| {title} | {training} | {evaluation} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=["returns", "ablations", "tables"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--env-ids", nargs="+", default=["HalfCheetah-v4"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
-    if options.table:
-        for env_id in options.env_ids:
-            print_table(env_id)
+    if options.what == "tables":
+        print_tables()
         return
+    if options.what == "returns":
+        jobs = [
+            ("default", env_id, seed, ENV_FLAGS.get(env_id, ""))
+            for env_id in options.env_ids
+            for seed in options.seeds
+        ]
+    else:
+        jobs = [
+            (variant, "HalfCheetah-v4", seed, ABLATION_FLAGS)
+            for seed in options.seeds
+            for variant in options.variants
+        ]
+    names = "variant", "env_id", "seed", "flags"
+    done = {tuple(row[name] for name in names) for row in read_results()}
     revision, lock = commit(), threading.Lock()
-    done = {(row["variant"], row["env_id"], row["seed"]) for row in read_results()}
-    jobs = [
-        (variant, env_id, seed)
-        for variant in options.variants
-        for env_id in options.env_ids
-        for seed in options.seeds
-        if (variant, env_id, str(seed)) not in done
-    ]
     os.environ["OMP_NUM_THREADS"] = "1"
 
-    def work(job: tuple[str, str, int]) -> None:
+    def work(job: tuple[str, str, str, str]) -> None:
         row = run(*job, revision)
         with lock:
             RESULTS.parent.mkdir(exist_ok=True)
@@ -167,7 +181,7 @@ def main() -> None:
             print(*row.values(), flush=True)
 
     with ThreadPoolExecutor(options.workers) as pool:
-        list(pool.map(work, jobs))
+        list(pool.map(work, (job for job in jobs if job not in done)))
 
 
 if __name__ == "__main__":

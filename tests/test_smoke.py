@@ -129,6 +129,18 @@ def test_cleanrl_command_line(tmp_path, monkeypatch):
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
+def test_ablations_still_fit(monkeypatch):
+    """Each variant of benchmarks/ablations.py changes ppo.py, and leaves a program or an argument."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    ablations = importlib.import_module("ablations")
+    default = ablations.patched("default")
+    for variant, (_, words, replacements) in ablations.VARIANTS.items():
+        text = ablations.patched(variant)
+        compile(text, variant, "exec")
+        assert (text != default) == bool(replacements)
+        assert variant == "default" or words or replacements
+
+
 def test_readme_example():
     """The Python code in the README runs as it stands, but for its length."""
     text = (ROOT / "README.md").read_text()
