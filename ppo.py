@@ -37,9 +37,9 @@ Not in the text [impl]; the README tells what most of it is worth
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
     time limits bootstrap                                               Pardo 2018
 
-Changed from trpo.py
-    (when it is there:) clipped_surrogate takes the place of the KL constraint, with its Fisher-
-    vector product, conjugate gradient and line search; one Adam follows one objective.
+Changed from trpo.py (still to be written)
+    clipped_surrogate takes the place of the KL constraint, with its Fisher-vector product,
+    conjugate gradient and line search; one Adam follows one objective for θ and w.
 
 Run
     python ppo.py --env-id HalfCheetah-v4

@@ -8,7 +8,10 @@ import shlex
 
 import pytest
 import torch
+import tyro
 from conftest import ROOT, SCRIPTS, TINY, run, table, without_clock
+
+import ppo
 
 DISCRETE = [script for script in SCRIPTS if script not in ("ddpg", "td3", "sac")]
 CASES = [(script, "CartPole-v1") for script in DISCRETE]
@@ -138,6 +141,7 @@ def test_ablations_still_fit(monkeypatch):
         text = ablations.patched(variant)
         compile(text, variant, "exec")
         assert (text != default) == bool(replacements)
+        assert (tyro.cli(ppo.Args, args=words) != ppo.Args()) == bool(words)
         assert variant == "default" or words or replacements
 
 
