@@ -50,6 +50,7 @@ VARIANTS = {
     ),
     "no-norm-adv": ("advantages not standardised", ["--no-norm-adv"], []),
     "no-anneal-lr": ("constant step size", ["--no-anneal-lr"], []),
+    "lambda-0.95": ("λ = 0.95", ["--gae-lambda", "0.95"], []),
     "std-1": ("σ starts at 1", [], [("torch.full((outputs,), -0.5)", "torch.zeros(outputs)")]),
     "last-layer-1": ("the policy's last layer not scaled down", [], [("output_gain=0.01", "output_gain=1.0")]),
     "8x256": ("8 environments × 256 steps, not 64 × 32", ["--num-envs", "8", "--num-steps", "256"], []),
@@ -154,8 +155,8 @@ def main() -> None:
     if options.what == "returns":
         jobs = [
             ("default", env_id, seed, ENV_FLAGS.get(env_id, ""))
-            for env_id in options.env_ids
             for seed in options.seeds
+            for env_id in options.env_ids
         ]
     else:
         jobs = [
