@@ -93,6 +93,7 @@ class Args:
     torch_deterministic: bool = True  # cuDNN uses deterministic kernels (matters on a GPU only)
     cuda: bool = False  # use the GPU; networks of this size are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads; more of them slow small networks down
+    compile: bool = False  # compile the update: half a minute's wait, then much faster updates
     track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline needs no account)
     wandb_project_name: str = "policy-gradients"  # W&B project
     wandb_entity: str | None = None  # W&B user or team
@@ -369,6 +370,42 @@ def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
 
 
+def play(envs: SyncVectorEnv, obs: np.ndarray, actor: Actor, T: int, run: Run) -> tuple:
+    """Plays T steps in each of N environments; counts them and logs the episodes that end.
+
+    Args:
+        obs: (N, O), where the environments are now.
+
+    Returns:
+        where they are then (N, O); observations (T, N, O), actions (T, N) or (T, N, A), rewards
+        (T, N), next_observations (T, N, O), terminations (T, N), truncations (T, N).
+    """
+    N, device = envs.num_envs, next(actor.parameters()).device
+    observations = np.empty((T, *obs.shape), np.float32)
+    next_observations = np.empty_like(observations)
+    rewards = np.empty((T, N), np.float32)
+    terminations, truncations = np.empty((2, T, N), bool)
+    actions = []
+    for t in range(T):
+        observations[t] = obs
+        with torch.inference_mode():
+            action = actor(torch.as_tensor(observations[t], device=device)).sample()
+            env_action = actor.to_env(action).numpy(force=True)
+        obs, rewards[t], terminations[t], truncations[t], infos = envs.step(env_action)
+        actions.append(action)
+        next_observations[t] = obs
+        run.step += N
+        for n in np.flatnonzero(terminations[t] | truncations[t]):
+            # next_obs is the true successor, even when the env has just been reset.
+            next_observations[t, n] = infos["final_obs"][n]
+            episode = infos["final_info"]["episode"]
+            run.log_episode(episode["r"][n], episode["l"][n])
+        run.check_finite(observation=next_observations[t], reward=rewards[t])
+    arrays = observations, rewards, next_observations, terminations, truncations
+    observations, *rest = (torch.as_tensor(array, device=device) for array in arrays)
+    return obs, observations, torch.stack(actions), *rest
+
+
 def train(args: Args) -> Path:
     """Trains, saves and evaluates; returns the run's folder.
 
@@ -390,6 +427,16 @@ def train(args: Args) -> Path:
     critic = Critic(observation_space).to(device)
     parameters = [*actor.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(parameters, args.learning_rate, eps=1e-5, fused=True)
+
+    def gradient(*minibatch: Tensor) -> Tensor:
+        """The gradient of −L, limited to its greatest norm; returns what is logged."""
+        objective, *terms = ppo_objective(actor, critic, *minibatch, args)
+        (-objective).backward()  # Ascent on the objective = descent on its negative.
+        grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=True)
+        return torch.stack((*terms, grad_norm)).detach()
+
+    if args.compile:
+        gradient = compiled(gradient, device)
     run = Run(args, actor=actor, critic=critic, optimizer=optimizer)
 
     # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
@@ -399,31 +446,8 @@ def train(args: Args) -> Path:
         optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
 
         # 2. Play T steps in each of N environments with π_old = π_θ.
-        observations = np.empty((T, N, *observation_space.shape), np.float32)
-        next_observations = np.empty_like(observations)  # (T, N, O)
-        rewards = np.empty((T, N), np.float32)
-        terminations, truncations = np.empty((2, T, N), bool)
-        actions = []
-        for t in range(T):
-            observations[t] = obs
-            with torch.inference_mode():
-                action = actor(torch.as_tensor(observations[t], device=device)).sample()
-                env_action = actor.to_env(action).numpy(force=True)
-            obs, rewards[t], terminations[t], truncations[t], infos = envs.step(env_action)
-            actions.append(action)
-            next_observations[t] = obs
-            run.step += N
-            for n in np.flatnonzero(terminations[t] | truncations[t]):
-                # next_obs is the true successor, even when the env has just been reset.
-                next_observations[t, n] = infos["final_obs"][n]
-                episode = infos["final_info"]["episode"]
-                run.log_episode(episode["r"][n], episode["l"][n])
-            run.check_finite(observation=next_observations[t], reward=rewards[t])
-        observations, next_observations, rewards, terminations, truncations = (
-            torch.as_tensor(array, device=device)
-            for array in (observations, next_observations, rewards, terminations, truncations)
-        )
-        actions = torch.stack(actions)  # (T, N) or (T, N, A)
+        obs, *rollout = play(envs, obs, actor, T, run)
+        observations, actions, rewards, next_observations, terminations, truncations = rollout
 
         # 3. log π_old(a|s) of all T·N actions, and V_old(s), in one batch each.
         with torch.no_grad():
@@ -443,14 +467,12 @@ def train(args: Args) -> Path:
             # 5. For each minibatch of the shuffled samples a step of Adam up the objective L.
             samples = observations, actions, old_log_probs, advantages, old_values, targets
             samples = [tensor.flatten(0, 1) for tensor in samples]  # (T, N, ...) → (T·N, ...)
-            for index in torch.randperm(T * N, device=device).tensor_split(args.num_minibatches):
-                minibatch = (tensor[index] for tensor in samples)
-                objective, *terms = ppo_objective(actor, critic, *minibatch, args)
-                optimizer.zero_grad()
-                (-objective).backward()  # Ascent on the objective = descent on its negative.
-                grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=True)
+            order = torch.randperm(T * N, device=device)
+            minibatches = (tensor[order].tensor_split(args.num_minibatches) for tensor in samples)
+            for minibatch in zip(*minibatches):
+                losses.append(gradient(*minibatch))
                 optimizer.step()
-                losses.append(torch.stack((*terms, grad_norm)).detach())
+                optimizer.zero_grad()
 
             if args.target_kl is not None:
                 with torch.no_grad():
@@ -505,6 +527,14 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
         )
     if args.cuda and not torch.cuda.is_available():
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
+    if args.compile:
+        try:
+            torch.compile(torch.sin)(torch.zeros(1))
+        except Exception as error:
+            raise ValueError(
+                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
+                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
+            ) from error
     if args.track and not importlib.util.find_spec("wandb"):
         raise ValueError("track is set, but wandb is not installed; pip install wandb")
     if args.capture_video:  # better now than after a million steps
@@ -517,6 +547,17 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
     with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
         importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
     return torch.device("cuda" if args.cuda else "cpu")
+
+
+def compiled(update: Callable, device: torch.device) -> Callable:
+    """The same function by torch.compile, with its backward pass in the same graph.
+
+    Small networks spend most of an update on launching operations; a graph launches them at once.
+    """
+    dynamo = importlib.import_module("torch._dynamo")
+    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
+        dynamo.config.trace_autograd_ops = True
+    return torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

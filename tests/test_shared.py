@@ -22,6 +22,7 @@ OFF_POLICY = ["ddpg", "td3", "sac"]
 SHARED = {
     # plumbing
     "prepare": ORDER,
+    "compiled": ORDER,
     "make_env": ORDER,
     "EpisodeInfo": ORDER,
     "check_video": ORDER,
@@ -36,6 +37,7 @@ SHARED = {
     "DiagonalGaussian": ON_POLICY,
     "Actor": ON_POLICY,
     "Critic": WITH_V,
+    "play": ["a2c", "trpo", "ppo"],
     # equations
     "td_errors": ["a2c", "a3c", "trpo", "ppo"],
     "gae": ["trpo", "ppo"],

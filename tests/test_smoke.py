@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -67,6 +68,21 @@ def test_same_seed_same_run(script):
     for name in ("updates.csv", "episodes.csv"):
         first, second, third = (without_clock(folder / name) for folder in folders)
         assert first == second != third
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_compile_agrees(script):
+    """--compile gives the numbers of the eager run within rounding, over the first updates."""
+    module = importlib.import_module(script)
+    settings = {"env_id": "Pendulum-v1", "eval_episodes": 0} | TINY[script]
+    eager, graph = (
+        table(module.train(module.Args(**settings | {"compile": c})) / "updates.csv")[:4]
+        for c in (False, True)
+    )
+    for first, second in zip(eager, graph):
+        for name in first.keys() - {"seconds", "steps_per_second"}:
+            assert second[name] == pytest.approx(first[name], rel=1e-3, abs=1e-5), name
 
 
 @pytest.mark.parametrize("script", DISCRETE)
