@@ -28,7 +28,7 @@ Algorithm [AC-09d]
 
 Not in the text [impl]; the README tells what most of it is worth
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
-    values and their loss in units of the returns' running std          tianshou, examples/mujoco
+    values standardised by the returns' running mean and std            Andrychowicz 2021, 3.3
     advantages and value targets recomputed in every epoch              Andrychowicz 2021, 3.5
     advantages standardised in each minibatch                           OpenAI Baselines, ppo2
     Adam, its ε = 1e-5; step size lowered to 0; gradient's norm limited  OpenAI Baselines, ppo2
@@ -38,7 +38,7 @@ Not in the text [impl]; the README tells what most of it is worth
     λ = 0.9 rather than 0.95                                            Andrychowicz 2021, 3.4
     time limits bootstrap                                               Pardo 2018
 
-Changed from trpo.py (still to be written)
+Changed from trpo.py
     clipped_surrogate takes the place of the KL constraint, with its Fisher-vector product,
     conjugate gradient and line search; one Adam follows one objective for θ and w.
 
@@ -93,7 +93,6 @@ class Args:
     torch_deterministic: bool = True  # cuDNN uses deterministic kernels (matters on a GPU only)
     cuda: bool = False  # use the GPU; networks of this size are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads; more of them slow small networks down
-    compile: bool = False  # compile the update: half a minute's wait, then much faster updates
     track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline needs no account)
     wandb_project_name: str = "policy-gradients"  # W&B project
     wandb_entity: str | None = None  # W&B user or team
@@ -119,6 +118,7 @@ class Args:
     vf_coef: float = 0.25  # c₁, weight of the value loss, which has no factor ½ here [AC-09c]
     max_grad_norm: float = 0.5  # the gradient of θ and w together is scaled down to this norm
     target_kl: float | None = None  # no further epoch once KL(π_old ‖ π_θ) exceeds this
+    compile: bool = False  # compile the update: half a minute's wait, then much faster updates
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -170,7 +170,8 @@ class DiagonalGaussian(Distribution):
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
-        self.mu, self.log_std, self.std = mean, log_std, log_std.exp()
+        # A copy of the parameter, which moves with the optimizer's next step; π_old must not.
+        self.mu, self.log_std, self.std = mean, log_std.clone(), log_std.exp()
 
     @property
     def mean(self) -> Tensor:
@@ -249,8 +250,8 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """V_w(s), in the units of the rewards.
 
-    [impl] The network inside works in units of the returns' running standard deviation, so that
-    neither its loss nor its weights depend on the scale of the rewards.
+    [impl] The network inside works with the returns' running mean as its zero and their standard
+    deviation as its unit, so that nothing that it has to learn depends on the scale of the rewards.
     """
 
     def __init__(self, observation_space: gym.Space) -> None:
@@ -261,7 +262,8 @@ class Critic(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs (..., O) → values (...,)."""
-        return self.net(self.obs_norm(obs)).squeeze(-1) * self.return_norm.std
+        output = self.net(self.obs_norm(obs)).squeeze(-1)
+        return self.return_norm.mean + self.return_norm.std * output
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
@@ -527,7 +529,7 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
         )
     if args.cuda and not torch.cuda.is_available():
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
-    if args.compile:
+    if getattr(args, "compile", False):
         try:
             torch.compile(torch.sin)(torch.zeros(1))
         except Exception as error:
@@ -650,11 +652,12 @@ class Run:
 
     Args:
         args: if `args.resume` is set, that folder is used, and everything restored from it.
+        env: if there is just one, its random generator is saved too: a resumed run is the same run.
         state: what a checkpoint holds, by name; each has state_dict() and load_state_dict().
     """
 
-    def __init__(self, args: Args, **state) -> None:
-        self.args, self.state, self.script = args, state, Path(__file__).stem
+    def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
+        self.args, self.env, self.state, self.script = args, env, state, Path(__file__).stem
         self.step = self.saved_step = 0  # environment steps: taken so far, and in the checkpoint
         self.recent_returns = deque(maxlen=100)
         self.csv_files, self.wandb, self.interrupted = {}, None, False
@@ -750,6 +753,8 @@ class Run:
         self.on_signal(None)
         for file in (self.bar, *self.csv_files.values()):
             file.close()
+        if self.step > self.last_step:  # steps that no update has followed
+            self.last_seconds = self.seconds()
         if self.step > self.saved_step:
             self.save()
         if self.interrupted:
@@ -846,6 +851,7 @@ class Run:
             "state": {name: part.state_dict() for name, part in self.state.items()},
             "random": [random.getstate(), numpy_state, torch.get_rng_state()],
             "cuda_random": torch.cuda.get_rng_state_all() if self.args.cuda else [],
+            "env_random": self.env.unwrapped.np_random.bit_generator.state if self.env else {},
         }
         self.replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
         self.saved_step = self.step
@@ -870,6 +876,8 @@ class Run:
         torch.set_rng_state(torch_state)
         if self.args.cuda and checkpoint["cuda_random"]:
             torch.cuda.set_rng_state_all(checkpoint["cuda_random"])
+        if self.env:
+            self.env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
         self.recent_returns.extend(checkpoint["recent_returns"])
         self.step = self.saved_step = checkpoint["step"]
         for path in self.folder.glob("*.csv"):

@@ -14,8 +14,27 @@ TESTS = Path(__file__).resolve().parent
 ORDER = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac"]
 SCRIPTS = [name for name in ORDER if (ROOT / f"{name}.py").exists()]
 
+EPISODIC = [
+    "reinforce",
+    "reinforce_baseline",
+]  # they update after whole episodes, play one environment
+OFF_POLICY = ["ddpg", "td3", "sac"]
+ON_POLICY = [name for name in ORDER if name not in OFF_POLICY]
+
 # A run of a few updates: flags for the command line, and the same for Args(...).
 TINY = {
+    # Pendulum's episodes have 200 steps each: three updates.
+    "reinforce": dict(total_timesteps=600, batch_size=150, eval_episodes=1, checkpoint_every=128),
+    "reinforce_baseline": dict(
+        total_timesteps=600, batch_size=150, critic_epochs=2, eval_episodes=1, checkpoint_every=128
+    ),
+    "a2c": dict(
+        total_timesteps=512, num_envs=2, num_steps=32, eval_episodes=1, checkpoint_every=128
+    ),
+    "trpo": dict(
+        total_timesteps=512, num_envs=2, num_steps=32, critic_epochs=2, eval_episodes=1,
+        checkpoint_every=128,
+    ),
     "ppo": dict(
         total_timesteps=512, num_envs=2, num_steps=32, num_minibatches=4, update_epochs=2,
         eval_episodes=1, checkpoint_every=128,

@@ -67,6 +67,13 @@ class NanObservation(Probe):
         return np.full(1, np.nan if self.t >= 50 else 1.0, np.float32)
 
 
+class OneStep(Probe):
+    """Pays 7 and ends."""
+
+    def outcome(self, action):
+        return 7.0, True
+
+
 class Slow(Probe):
     """Takes a millisecond a step, so that a test can reach a run in its middle."""
 
@@ -120,7 +127,7 @@ class WholeNumbers(Probe):
 
 
 for name, limit in {
-    "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "Slow": 20, "Lopsided": 20,
+    "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "Slow": 20, "OneStep": 5, "Lopsided": 20,
     "Nested": 20, "Lists": 20, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20,
 }.items():  # fmt: skip
     gym.register(f"{name}-v0", entry_point=globals()[name], max_episode_steps=limit)

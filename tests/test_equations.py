@@ -4,6 +4,8 @@ By hand, by enumeration, by the definition's explicit sums, or by finite differe
 second call of the same code.
 """
 
+import copy
+import csv
 import itertools
 import math
 from types import SimpleNamespace
@@ -14,8 +16,12 @@ import pytest
 import torch
 from torch import tensor
 
+import a2c
 import ppo
 import probes
+import reinforce
+import reinforce_baseline
+import trpo
 
 TWO_ACTIONS = gym.spaces.Discrete(2)
 THREE_FEATURES = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -77,6 +83,21 @@ def test_sampled_actions_carry_no_gradient():
     assert not box_actor()(torch.randn(4, 3)).sample().requires_grad
 
 
+@pytest.mark.parametrize("make", [box_actor, softmax_actor])
+def test_a_distribution_stays_what_it_was(make):
+    """π_old does not move with the parameters: what it says after a step is what it said before."""
+    actor, obs = make(), torch.randn(5, 3)
+    with torch.no_grad():
+        dist = actor(obs)
+        action = dist.sample()
+        before = dist.log_prob(action), dist.entropy()
+        for parameter in actor.parameters():
+            parameter += 0.1
+        assert not torch.equal(actor(obs).log_prob(action), before[0])
+        assert torch.equal(dist.log_prob(action), before[0])
+        assert torch.equal(dist.entropy(), before[1])
+
+
 def test_score_function():
     """[AC-02c] ∂ log π / ∂μ = (a − μ)/σ², through the network's last bias."""
     actor, obs, action = box_actor(), torch.randn(1, 3), torch.randn(1, 2)
@@ -134,7 +155,7 @@ def test_critic_is_in_reward_units():
     before = critic(obs)
     assert before.shape == (5,)
     critic.return_norm.update(tensor([0.0, 14.0]))  # mean 7, standard deviation 7
-    torch.testing.assert_close(critic(obs), 7 * before)
+    torch.testing.assert_close(critic(obs), 7 + 7 * before)
 
 
 # ── Advantages ────────────────────────────────────────────────────────────────────────────────────
@@ -285,39 +306,771 @@ def test_gradient_at_the_old_policy():
         torch.testing.assert_close(gradient, part, rtol=1e-4, atol=1e-6)
 
 
-def test_exact_policy_gradient():
-    """[CS-3a], [CS-5.4a]: over all trajectories of a small MDP, the gradient of the surrogate with GAE's
-    advantages (λ = 1, any V) has the expectation ∇J, J enumerated and differentiated.
+class SmallMDP:
+    """Two states, two actions, three steps from state 0; every trajectory can be written down.
 
-    Two states, two actions, three steps, γ = 1, as J's sum has no γ^t in front of ∇log π.
+    γ = 1, as J's sum has no γ^t in front of ∇log π.
     """
-    gen = torch.Generator().manual_seed(1)
-    theta = torch.randn(
-        2, 2, generator=gen, dtype=torch.float64, requires_grad=True
-    )  # (state, action)
-    reward = torch.randn(2, 2, generator=gen, dtype=torch.float64)
-    to_state_1 = torch.rand(2, 2, generator=gen, dtype=torch.float64)  # P(s' = 1 | s, a)
-    value = torch.randn(2, generator=gen, dtype=torch.float64)  # an arbitrary baseline
-    log_pi = theta.log_softmax(1)
-    J, expected_gradient = 0.0, torch.zeros_like(theta)
-    for actions in itertools.product(range(2), repeat=3):
-        for successors in itertools.product(range(2), repeat=3):
-            states = (0, *successors[:2])
-            p = 1.0
-            for s, a, s_next in zip(states, actions, successors):
-                p = p * log_pi[s, a].exp() * (to_state_1[s, a] if s_next else 1 - to_state_1[s, a])
-            rewards = column(*(reward[s, a] for s, a in zip(states, actions)))
-            J = J + p * rewards.sum()
-            values, next_values = column(*value[list(states)]), column(*value[list(successors)])
-            advantages = ppo.gae(
-                rewards, values, next_values, column(0, 0, 1), column(0, 0, 0), 1.0, 1.0
+
+    def __init__(self):
+        gen = torch.Generator().manual_seed(1)
+        kind = dict(generator=gen, dtype=torch.float64)
+        self.theta = torch.randn(2, 2, requires_grad=True, **kind)  # (state, action)
+        self.reward = torch.randn(2, 2, **kind)
+        self.to_state_1 = torch.rand(2, 2, **kind)  # P(s' = 1 | s, a)
+        self.any_value = torch.randn(2, **kind)  # an arbitrary V
+        self.log_pi = self.theta.log_softmax(1)
+
+    def trajectories(self):
+        """states, actions, successors, and the probability, differentiable in θ."""
+        for actions in itertools.product(range(2), repeat=3):
+            for successors in itertools.product(range(2), repeat=3):
+                states = [0, *successors[:2]]
+                p = 1.0
+                for s, a, s_next in zip(states, actions, successors):
+                    to_1 = self.to_state_1[s, a]
+                    p = p * self.log_pi[s, a].exp() * (to_1 if s_next else 1 - to_1)
+                yield states, list(actions), list(successors), p
+
+    def rewards(self, states, actions):
+        return torch.stack([self.reward[s, a] for s, a in zip(states, actions)])
+
+    def gradient_of_J(self):
+        """∇ Σ_τ p(τ) R(τ), by differentiating the sum over all trajectories [CS-3a]."""
+        J = sum(p * self.rewards(s, a).sum() for s, a, _, p in self.trajectories())
+        return torch.autograd.grad(J, self.theta, retain_graph=True)[0]
+
+
+def returns_as_weights(mdp, rewards, states, successors):
+    return reinforce.discounted_returns(rewards, 1.0)
+
+
+def returns_minus_baseline(mdp, rewards, states, successors):
+    return reinforce_baseline.discounted_returns(rewards, 1.0) - mdp.any_value[states]
+
+
+def advantages_of(script, *more):
+    """A2C's or GAE's (λ = 1) advantages of the three steps, in which any V may serve."""
+
+    def weights(mdp, rewards, states, successors):
+        values, next_values = mdp.any_value[states], mdp.any_value[successors]
+        ends = column(0, 0, 1), column(0, 0, 0)
+        transitions = (x.unsqueeze(1) for x in (rewards, values, next_values))
+        function = script.gae if more else script.n_step_advantages
+        return function(*transitions, *ends, 1.0, *more)[:, 0]
+
+    return weights
+
+
+def negative_loss(script):
+    return lambda log_probs, weights: -script.policy_gradient_loss(log_probs, weights)
+
+
+@pytest.mark.parametrize(
+    "weights, objective",
+    [
+        (returns_as_weights, negative_loss(reinforce)),
+        (returns_minus_baseline, negative_loss(reinforce_baseline)),
+        (advantages_of(a2c), negative_loss(a2c)),
+        (advantages_of(trpo, 1.0), lambda lp, w: trpo.surrogate(lp, lp.detach(), w)),
+        (advantages_of(ppo, 1.0), lambda lp, w: ppo.clipped_surrogate(lp, lp.detach(), w, 0.2)),
+    ],
+    ids=["reinforce", "reinforce_baseline", "a2c", "trpo", "ppo"],
+)
+def test_exact_policy_gradient(weights, objective):
+    """[CS-5.4a], [CS-6b], [CS-9a], [CS-9g], [CS-10a]: over all trajectories of a small MDP, the gradient
+    of each script's objective has the expectation ∇J, whatever V is; J is enumerated.
+    """
+    mdp, expectation = SmallMDP(), 0.0
+    for states, actions, successors, p in mdp.trajectories():
+        w = weights(mdp, mdp.rewards(states, actions), states, successors)
+        objective_of_tau = objective(mdp.log_pi[states, actions], w)
+        (gradient,) = torch.autograd.grad(objective_of_tau, mdp.theta, retain_graph=True)
+        expectation = expectation + p.detach() * gradient * 3  # it is a mean over the three steps
+    torch.testing.assert_close(expectation, mdp.gradient_of_J())
+
+
+def test_trajectory_score():
+    """[AC-03c] ∇log p_θ(τ) = Σ_t ∇log π_θ(a_t|s_t), and [AC-03b] E[R(τ) ∇log p_θ(τ)] = ∇J."""
+    mdp, expectation = SmallMDP(), 0.0
+    for states, actions, _, p in mdp.trajectories():
+        (score,) = torch.autograd.grad(p.log(), mdp.theta, retain_graph=True)
+        log_probs = mdp.log_pi[states, actions]
+        (sum_of_scores,) = torch.autograd.grad(log_probs.sum(), mdp.theta, retain_graph=True)
+        torch.testing.assert_close(score, sum_of_scores)
+        expectation = expectation + p.detach() * mdp.rewards(states, actions).sum() * score
+    torch.testing.assert_close(expectation, mdp.gradient_of_J())
+
+
+def test_log_derivative():
+    """[CS-5.3a] ∇π = π ∇log π: the left side by finite differences of the softmax, in float64."""
+    actor, obs = softmax_actor(reinforce).double(), torch.randn(1, 3, dtype=torch.float64)
+    bias, step = actor.net[-1].bias, 1e-6
+    dist = actor(obs)
+    for action in range(3):
+        log_prob = dist.log_prob(tensor([action]))[0]
+        (score,) = torch.autograd.grad(log_prob, bias, retain_graph=True)
+        for i in range(3):
+            sides = []
+            for sign in (1, -1):
+                logits = actor.net(obs).detach().numpy()[0]
+                logits[i] += sign * step
+                sides.append(np.exp(logits[action]) / np.exp(logits).sum())
+            difference = (sides[0] - sides[1]) / (2 * step)
+            assert difference == pytest.approx((log_prob.exp() * score[i]).item(), abs=1e-8)
+
+
+def test_state_value_is_the_mean_of_action_values():
+    """[CS-5.1/5.2], [CS-9f]: V = Σ_a π Q and Σ_a π A = 0, from the enumerated trajectories alone."""
+    mdp = SmallMDP()
+    G = {(a,): [0.0, 0.0] for a in range(2)}  # first action → [Σ p, Σ p·G]
+    for states, actions, _, p in mdp.trajectories():
+        G[(actions[0],)][0] += p.item()
+        G[(actions[0],)][1] += p.item() * mdp.rewards(states, actions).sum().item()
+    pi, Q = zip(*((total, weighted / total) for total, weighted in G.values()))
+    J = sum(
+        p.item() * mdp.rewards(states, actions).sum().item()
+        for states, actions, _, p in mdp.trajectories()
+    )
+    V = sum(x * y for x, y in zip(pi, Q))
+    assert V == pytest.approx(J)  # J = V(s₀)
+    assert sum(x * (y - V) for x, y in zip(pi, Q)) == pytest.approx(0)
+
+
+# ── REINFORCE ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_discounted_returns_by_hand():
+    """[CS-6a] with γ = ½; whole-number rewards do not make whole-number returns (trap 8)."""
+    for kind in (torch.float64, torch.float32, torch.int64):
+        returns = reinforce.discounted_returns(tensor([1, 2, 3], dtype=kind), 0.5)
+        assert returns.tolist() == [2.75, 3.5, 3.0]
+    assert reinforce.discounted_returns(tensor([7.0]), 0.9).tolist() == [7.0]
+
+
+def test_discounted_returns_against_the_double_sum():
+    rewards = torch.randn(40, dtype=torch.float64)
+    returns = reinforce.discounted_returns(rewards, 0.9)
+    for t in range(40):
+        total = sum(0.9 ** (k - t) * rewards[k].item() for k in range(t, 40))
+        assert returns[t].item() == pytest.approx(total)
+
+
+def test_worked_step_of_the_text():
+    """[L10-4], [CS-4a]: θ = (0, 0), a₁, G = 2, α = 0.1 → ∇log π = (½, −½), π(a₁) = 0.549834."""
+    theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    log_prob = theta.log_softmax(0)[0:1]
+    loss = reinforce.policy_gradient_loss(log_prob, tensor([2.0], dtype=torch.float64))
+    loss.backward()
+    torch.optim.SGD([theta], lr=0.1).step()
+    assert theta.tolist() == pytest.approx([0.1, -0.1])
+    assert theta.softmax(0)[0].item() == pytest.approx(0.549834, abs=5e-7)
+
+
+def test_gradient_of_an_episode_by_hand():
+    """[CS-6b] for a softmax over logits θ: ĝ_t = G_t (e_{a_t} − π); [CS-6c] the loss has their mean."""
+    theta = tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    actions, returns = [2, 0, 2, 1], tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    loss = reinforce.policy_gradient_loss(theta.log_softmax(0)[actions], returns)
+    (gradient,) = torch.autograd.grad(loss, theta)
+    numbers = theta.detach().numpy()
+    pi = np.exp(numbers) / np.exp(numbers).sum()
+    expected = sum(G * (np.eye(3)[a] - pi) for a, G in zip(actions, returns.numpy()))
+    np.testing.assert_allclose(-4 * gradient, expected)  # four steps
+
+
+def test_weights_of_the_wrong_shape_are_refused():
+    with pytest.raises(AssertionError):
+        reinforce.policy_gradient_loss(torch.zeros(3), torch.zeros(3, 1))
+
+
+def spy_on_policy_gradient(monkeypatch, script, look=None, **settings):
+    """Trains while each call of policy_gradient_loss is recorded: (log-probabilities, weights)."""
+    seen, loss = [], script.policy_gradient_loss
+
+    def spy(log_probs, weights):
+        seen.append((log_probs, weights, look() if look else None))
+        return loss(log_probs, weights)
+
+    monkeypatch.setattr(script, "policy_gradient_loss", spy)
+    script.train(script.Args(eval_episodes=0, **settings))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "script", [reinforce, reinforce_baseline], ids=lambda script: script.__name__
+)
+def test_only_finished_episodes_are_scored(monkeypatch, script):
+    """Trap 9: Counter pays 1 a step, and a time limit ends its episodes after 10 steps; 37 steps make
+    three whole episodes. Each of the 30 steps is scored once, with its own return, and none of the 7
+    that are left, which have no return.
+    """
+    if hasattr(script, "Critic"):
+        monkeypatch.setattr(script.Critic, "forward", lambda self, obs: 0 * obs[..., 0])
+        monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
+    standardise = "norm_returns" if script is reinforce else "norm_adv"
+    seen = spy_on_policy_gradient(
+        monkeypatch, script, env_id="probes:Counter-v0", total_timesteps=37, batch_size=20, gamma=0.5,
+        **{standardise: False},
+    )  # fmt: skip
+    of_one_episode = [2 - 0.5 ** (9 - t) for t in range(10)]  # Σ_{k=0..9−t} ½^k
+    scored = [weights.tolist() for _, weights, _ in seen]
+    assert scored == [pytest.approx(2 * of_one_episode), pytest.approx(of_one_episode)]
+    for log_probs, weights, _ in seen:
+        assert log_probs.requires_grad and not weights.requires_grad
+
+
+def test_an_update_waits_for_whole_episodes(monkeypatch):
+    """[CS-6alg] with batch_size 1 there is an update after every episode; with 15, after every second."""
+    for batch_size, sizes in ((1, [10] * 4), (10, [10] * 4), (11, [20] * 2), (15, [20] * 2)):
+        seen = spy_on_policy_gradient(
+            monkeypatch, reinforce, env_id="probes:Counter-v0", total_timesteps=40,
+            batch_size=batch_size,
+        )  # fmt: skip
+        assert [len(weights) for _, weights, _ in seen] == sizes
+
+
+def test_standardised_returns(monkeypatch):
+    seen = spy_on_policy_gradient(
+        monkeypatch, reinforce, env_id="CartPole-v1", total_timesteps=300, batch_size=50
+    )
+    for _, weights, _ in seen:
+        assert weights.mean().item() == pytest.approx(0, abs=1e-5)
+        assert weights.std().item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "script", [reinforce, reinforce_baseline], ids=lambda script: script.__name__
+)
+def test_batch_of_one_step(monkeypatch, script):
+    """The standard deviation of one number is not a number: an episode of one step is used as it is."""
+    seen = spy_on_policy_gradient(
+        monkeypatch, script, env_id="probes:OneStep-v0", total_timesteps=3, batch_size=1
+    )
+    assert len(seen) == 3 and all(weights.isfinite().all() for _, weights, _ in seen)
+
+
+def test_discounted_objective_of_a_played_episode(monkeypatch):
+    """[CS-3a] the first return of an episode that was played is Σ_t γ^t r_t of its rewards."""
+    probe, steps = probes.Counter(), []
+
+    def step(action):
+        reward = [1.0, -2.0, 5.0][len(steps)]
+        steps.append(action)
+        return (
+            np.ones(1, np.float32),
+            reward,
+            len(steps) == 3,
+            False,
+            {"episode": {"r": 4.0, "l": 3}},
+        )
+
+    probe.step = step
+    actor = reinforce.Actor(probe.observation_space, probe.action_space)
+    run = SimpleNamespace(
+        step=0, args=SimpleNamespace(total_timesteps=10), check_finite=lambda **_: None,
+        log_episode=lambda *_: None, recent_returns=[],
+    )  # fmt: skip
+    observations, actions, rewards = reinforce.play_episode(probe, actor, run)
+    assert observations.shape == (3, 1) and actions.tolist() == steps and run.step == 3
+    returns = reinforce.discounted_returns(rewards, 0.9)
+    assert returns[0].item() == pytest.approx(1 - 2 * 0.9 + 5 * 0.81)
+
+
+# ── The baseline ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("make", [softmax_actor])
+def test_baseline_costs_no_bias(make):
+    """[CS-9b] Σ_a π(a|s) b ∇log π(a|s) = 0 in every parameter, for any b."""
+    actor, obs = make(reinforce_baseline).double(), torch.randn(1, 3, dtype=torch.float64)
+    dist, parameters = actor(obs), list(actor.parameters())
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    for action in range(3):
+        log_prob = dist.log_prob(tensor([action]))
+        scores = torch.autograd.grad(log_prob.sum(), parameters, retain_graph=True)
+        assert any(score.abs().max() > 1e-3 for score in scores)
+        total = [x + log_prob.exp().detach() * 7.3 * score for x, score in zip(total, scores)]
+    for x in total:
+        assert x.abs().max() < 1e-12
+
+
+def test_baseline_of_five_arms():
+    """[L3-8] rewards [.55, .62, .90, .58, .50], π uniform: b = E[r] leaves the mean gradient as it is, and
+    makes its total variance 0.011856 of 0.329376, as the lesson works it out.
+    """
+    rewards = tensor([0.55, 0.62, 0.90, 0.58, 0.50], dtype=torch.float64)
+    means, variances = [], []
+    for b in (0.0, rewards.mean()):
+        gradients = []
+        for arm in range(5):
+            theta = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+            loss = reinforce_baseline.policy_gradient_loss(
+                theta.log_softmax(0)[arm : arm + 1], rewards[arm : arm + 1] - b
             )
-            log_probs = log_pi[list(states), list(actions)]
-            surrogate = ppo.clipped_surrogate(log_probs, log_probs.detach(), advantages[:, 0], 0.2)
-            (gradient,) = torch.autograd.grad(surrogate, theta, retain_graph=True)
-            expected_gradient += p.detach() * gradient * 3  # it is a mean over the three steps
-    (exact,) = torch.autograd.grad(J, theta)
-    torch.testing.assert_close(expected_gradient, exact)
+            gradients.append(-torch.autograd.grad(loss, theta)[0])
+        gradients = torch.stack(gradients)
+        means.append(gradients.mean(0))
+        variances.append(gradients.var(0, correction=0).sum().item())
+    torch.testing.assert_close(*means)
+    assert variances == pytest.approx([0.329376, 0.011856], abs=5e-7)
+
+
+def test_baseline_is_asked_before_it_is_fitted(monkeypatch):
+    """[CS-9a] the weight is G − V(s), V a constant, by the critic as the *previous* update left it."""
+    script, critics, after_update, observations = reinforce_baseline, [], [], []
+    critic_init, log_update, forward = (
+        script.Critic.__init__,
+        script.Run.log_update,
+        script.Actor.forward,
+    )
+
+    def init(self, space):
+        critic_init(self, space)
+        critics.append(self)
+        after_update.append(copy.deepcopy(self))
+
+    def spy_update(self, **metrics):
+        after_update.append(copy.deepcopy(critics[0]))
+        return log_update(self, **metrics)
+
+    def spy_forward(self, obs):
+        observations.append(obs)
+        return forward(self, obs)
+
+    monkeypatch.setattr(script.Critic, "__init__", init)
+    monkeypatch.setattr(script.Run, "log_update", spy_update)
+    monkeypatch.setattr(script.Actor, "forward", spy_forward)
+    seen = spy_on_policy_gradient(
+        monkeypatch, script, look=lambda: observations[-1], env_id="probes:Counter-v0",
+        total_timesteps=60, batch_size=20, gamma=0.5, norm_adv=False,
+    )  # fmt: skip
+    assert len(seen) == 3
+    returns = tensor(2 * [2 - 0.5 ** (9 - t) for t in range(10)])
+    for (_, weights, obs), critic in zip(seen, after_update):
+        assert not weights.requires_grad
+        with torch.no_grad():
+            torch.testing.assert_close(weights, returns - critic(obs))
+    first, last = (critic.net[0].weight for critic in (after_update[0], after_update[-1]))
+    assert not torch.equal(first, last)  # it was fitted
+
+
+def test_critic_learns_a_constant():
+    """[CS-9e] every episode pays 7 and ends: V becomes 7, and the weights 0."""
+    folder = reinforce_baseline.train(
+        reinforce_baseline.Args(env_id="probes:OneStep-v0", total_timesteps=400, batch_size=20)
+    )
+    space = probes.OneStep.observation_space
+    critic = reinforce_baseline.Critic(space)
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    critic.load_state_dict(checkpoint["state"]["critic"])
+    assert critic(torch.ones(1, 1)).item() == pytest.approx(7, abs=0.01)
+
+
+# ── A2C ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_n_step_advantages_by_hand():
+    """[AC-07a] γ = ½, V(s) = 1, V(s') = 2: an episode that terminates, one truncated, one that goes on."""
+    rewards = column(1, 2, 3, 4, 5, 6, 7)
+    terminations, truncations = column(0, 0, 1, 0, 0, 0, 0), column(0, 0, 0, 0, 1, 0, 0)
+    values, next_values = torch.ones_like(rewards), 2 * torch.ones_like(rewards)
+    expected = [
+        1 + 2 / 2 + 3 / 4 - 1,
+        2 + 3 / 2 - 1,
+        3 - 1,
+        4 + 5 / 2 + 2 / 4 - 1,
+        5 + 2 / 2 - 1,
+        6 + 7 / 2 + 2 / 4 - 1,
+        7 + 2 / 2 - 1,
+    ]
+    # In the recursion V(s_{t+1}) must cancel, as it does when both are the same number.
+    values[1:3], values[4], values[6] = 2, 2, 2
+    expected = [x - (v - 1) for x, v in zip(expected, values.squeeze(1).tolist())]
+    for kind in (torch.float64, torch.bool):
+        ends = terminations.to(kind), truncations.to(kind)
+        advantages = a2c.n_step_advantages(rewards, values, next_values, *ends, 0.5)
+        assert advantages.squeeze(1).tolist() == expected
+
+
+def test_n_step_advantages_against_the_sum():
+    """[AC-07a] Σ_{k<n} γ^k r_{t+k} + γ^n V(s_{t+n}) − V(s_t), n up to the end of rollout or episode."""
+    rewards, values, next_values, terminations, truncations = random_rollout()
+    ends, gamma = terminations | truncations, 0.9
+    advantages = a2c.n_step_advantages(
+        rewards, values, next_values, terminations, truncations, gamma
+    )
+    T, N = rewards.shape
+    for t, n in itertools.product(range(T), range(N)):
+        last = next((k for k in range(t, T) if ends[k, n]), T - 1)
+        steps = last - t + 1
+        total = sum(gamma**k * float(rewards[t + k, n]) for k in range(steps))
+        if not terminations[last, n]:
+            total += gamma**steps * float(next_values[last, n])
+        assert float(advantages[t, n]) == pytest.approx(total - float(values[t, n]))
+
+
+def test_neighbours_of_n_step_advantages():
+    """n = 1 is δ [CS-10c]; λ = 1 in [X-GAE] is this; a whole episode is G − V(s) [CS-9f]."""
+    rewards, values, next_values, terminations, truncations = random_rollout()
+    for t in range(len(rewards)):  # rollouts of one step
+        one = [x[t : t + 1] for x in (rewards, values, next_values, terminations, truncations)]
+        deltas = ppo.td_errors(*one[:4], 0.9)
+        assert torch.equal(a2c.n_step_advantages(*one, 0.9), deltas)
+    rollout = rewards, values, next_values, terminations, truncations
+    torch.testing.assert_close(a2c.n_step_advantages(*rollout, 0.9), ppo.gae(*rollout, 0.9, 1.0))
+    terminated = torch.zeros_like(terminations)
+    terminated[-1] = True
+    never = torch.zeros_like(truncations)
+    next_values = torch.cat([values[1:], next_values[-1:]])
+    advantages = a2c.n_step_advantages(rewards, values, next_values, terminated, never, 0.9)
+    for n in range(rewards.shape[1]):
+        returns = reinforce.discounted_returns(rewards[:, n], 0.9)
+        torch.testing.assert_close(advantages[:, n], returns - values[:, n])
+
+
+def a2c_batch(critic, size=16):
+    obs = torch.randn(size, 3)
+    return obs, torch.randn(size, 2), torch.randn(size) + 1, 3 * torch.randn(size)
+
+
+def test_actor_critic_loss():
+    """[AC-09c] L_PG − c₁ L_critic + β H, each term in NumPy from the networks' outputs alone."""
+    actor, critic = box_actor(a2c), a2c.Critic(THREE_FEATURES)
+    critic.return_norm.update(tensor([-5.0, 5.0]))
+    batch = a2c_batch(critic)
+    obs, actions, advantages, targets = (x.numpy() for x in batch)
+    args = a2c.Args(vf_coef=0.7, ent_coef=0.01)
+    mean, std = actor.net(batch[0]).detach().numpy(), np.exp([-0.5, 0.3])
+    log_probs = -0.5 * (((actions - mean) / std) ** 2 + 2 * np.log(std) + np.log(2 * np.pi)).sum(1)
+    policy_loss = -(log_probs * advantages / 5).mean()
+    values = 5 * critic.net(batch[0]).detach().numpy()[:, 0]
+    value_loss = ((values - targets) ** 2).mean() / 25
+    entropy = np.log(std * np.sqrt(2 * np.pi * np.e)).sum()
+    loss = policy_loss + 0.7 * value_loss - 0.01 * entropy
+    found = [term.item() for term in a2c.actor_critic_loss(actor, critic, *batch, args)]
+    assert found == pytest.approx([loss, policy_loss, value_loss, entropy], rel=1e-4)
+
+
+def test_critic_gradient():
+    """[CS-10d] with one step the gradient is −2 δ ∇V(s), and the actor gets none of it."""
+    actor, critic = box_actor(a2c), a2c.Critic(THREE_FEATURES)
+    obs, actions, _, _ = a2c_batch(critic)
+    rewards, next_obs = torch.randn(16), torch.randn(16, 3)
+    with torch.no_grad():
+        values, next_values = critic(obs), critic(next_obs)
+        delta = a2c.td_errors(rewards, values, next_values, torch.zeros(16), 0.9)
+    args = a2c.Args(vf_coef=1.0, ent_coef=0.0)
+    targets = (delta + values).requires_grad_()
+    loss, *_ = a2c.actor_critic_loss(actor, critic, obs, actions, 0 * delta, targets.detach(), args)
+    w, theta = list(critic.parameters()), list(actor.parameters())
+    gradients = torch.autograd.grad(loss, w, retain_graph=True)
+    expected = [torch.zeros_like(parameter) for parameter in w]
+    for i in range(16):  # ∇V of one state at a time
+        parts = torch.autograd.grad(critic(obs[i : i + 1]).sum(), w)
+        expected = [x - 2 * delta[i] / 16 * part for x, part in zip(expected, parts)]
+    for gradient, x in zip(gradients, expected):
+        torch.testing.assert_close(gradient, x, rtol=1e-3, atol=1e-5)
+    for gradient in torch.autograd.grad(loss, theta):
+        assert not gradient.any()
+
+
+def test_averaged_update():
+    """[AC-07b] the gradient over N environments is the mean of the N environments' own gradients."""
+    actor, critic = box_actor(a2c), a2c.Critic(THREE_FEATURES)
+    T, N = 5, 3
+    obs, actions = torch.randn(T, N, 3), torch.randn(T, N, 2)
+    advantages, targets = torch.randn(2, T, N)
+    parameters, args = [*actor.parameters(), *critic.parameters()], a2c.Args(ent_coef=0.1)
+
+    def gradients(*samples):
+        samples = (x.flatten(0, 1) for x in samples)
+        return torch.autograd.grad(
+            a2c.actor_critic_loss(actor, critic, *samples, args)[0], parameters
+        )
+
+    together = gradients(obs, actions, advantages, targets)
+    workers = [
+        gradients(*(x[:, n : n + 1] for x in (obs, actions, advantages, targets))) for n in range(N)
+    ]
+    for whole, *parts in zip(together, *workers):
+        torch.testing.assert_close(whole, sum(parts) / N, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [box_actor, softmax_actor])
+def test_entropy_bonus_of_a2c_raises_entropy(make):
+    """[CS-8.1a] with no advantage and β > 0, a step makes the policy less certain."""
+    actor, critic = make(a2c), a2c.Critic(THREE_FEATURES)
+    obs = torch.randn(16, 3)
+    before = actor(obs).entropy().mean().item()
+    actions = actor(obs).sample()
+    args = a2c.Args(ent_coef=0.5)
+    loss, *_ = a2c.actor_critic_loss(
+        actor, critic, obs, actions, torch.zeros(16), torch.zeros(16), args
+    )
+    loss.backward()
+    torch.optim.SGD(actor.parameters(), 0.1).step()
+    assert actor(obs).entropy().mean() > before
+
+
+def test_one_update_for_each_rollout(monkeypatch):
+    """[AC-07b] T·N samples, each used once, in one batch; then they are discarded."""
+    seen = spy_on_policy_gradient(
+        monkeypatch, a2c, env_id="CartPole-v1", num_envs=3, num_steps=7, total_timesteps=84
+    )
+    assert [len(weights) for _, weights, _ in seen] == [21] * 4
+    for log_probs, weights, _ in seen:
+        assert log_probs.requires_grad and not weights.requires_grad
+
+
+# ── TRPO ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_gaussian_kl():
+    """KL(π_old ‖ π_θ) as torch.distributions has it for Independent(Normal), in that direction."""
+    old_mean, new_mean = torch.randn(2, 5, 3)
+    old_log_std, new_log_std = torch.randn(2, 3)
+    normal = [
+        torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
+        for mean, log_std in ((old_mean, old_log_std), (new_mean, new_log_std))
+    ]
+    expected = torch.distributions.kl_divergence(*normal)
+    old = trpo.DiagonalGaussian(old_mean, old_log_std)
+    new = trpo.DiagonalGaussian(new_mean, new_log_std)
+    torch.testing.assert_close(trpo.gaussian_kl(old, new), expected)
+    assert trpo.mean_kl(old, new).item() == pytest.approx(expected.mean().item())
+    assert trpo.mean_kl(old, old).item() == 0
+
+
+def test_softmax_kl():
+    """E[Σ_a π_old log(π_old / π_θ)] written out."""
+    old, new = torch.randn(2, 6, 4, dtype=torch.float64)
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (old.numpy(), new.numpy()))
+    expected = (p * np.log(p / q)).sum(1).mean()
+    dists = (torch.distributions.Categorical(logits=x) for x in (old, new))
+    assert trpo.mean_kl(*dists).item() == pytest.approx(expected)
+
+
+def test_surrogate_by_hand():
+    """[AC-08a] mean of ratio · A, without clipping: ratios 3 and ½, A = 2 and −4."""
+    old = tensor([-1.0, -2.0])
+    log_probs = old + tensor([3.0, 0.5]).log()
+    assert trpo.surrogate(log_probs, old, tensor([2.0, -4.0])).item() == pytest.approx(2.0)
+    with pytest.raises(AssertionError):
+        trpo.surrogate(log_probs, old, torch.zeros(2, 1))
+
+
+def test_one_gradient_at_the_old_policy():
+    """[AC-08a], [AC-09b], [CS-9g] agree at θ_old: ∇ of both surrogates is −∇ of the policy-gradient loss."""
+    actor = box_actor()
+    obs, actions, advantages = torch.randn(8, 3), torch.randn(8, 2), torch.randn(8)
+    log_probs = actor(obs).log_prob(actions)
+    old = log_probs.detach()
+    objectives = (
+        -a2c.policy_gradient_loss(log_probs, advantages),
+        trpo.surrogate(log_probs, old, advantages),
+        ppo.clipped_surrogate(log_probs, old, advantages, 0.2),
+    )
+    parameters = list(actor.parameters())
+    first, *others = (
+        torch.autograd.grad(objective, parameters, retain_graph=True) for objective in objectives
+    )
+    for other in others:
+        for a, b in zip(first, other):
+            torch.testing.assert_close(a, b)
+
+
+class TinyActor(torch.nn.Module):
+    """Seven (softmax) or six (Gaussian) parameters, few enough for a dense Fisher matrix, in float64."""
+
+    def __init__(self, discrete):
+        super().__init__()
+        self.net = torch.nn.Linear(1, 3 if discrete else 2).double()
+        self.log_std = None if discrete else torch.nn.Parameter(tensor([-0.5, 0.3]).double())
+
+    def forward(self, obs):
+        output = torch.tanh(self.net(obs))
+        if self.log_std is None:
+            return torch.distributions.Categorical(logits=output)
+        return trpo.DiagonalGaussian(output, self.log_std)
+
+
+def fisher_of(actor, obs, damping):
+    """trpo.py's Fisher-vector product, as train makes it."""
+    parameters = list(actor.parameters())
+    with torch.no_grad():
+        old_dist = actor(obs)
+    gradient = torch.autograd.grad(
+        trpo.mean_kl(old_dist, actor(obs)), parameters, create_graph=True
+    )
+    kl_gradient = trpo.parameters_to_vector(gradient)
+    return lambda v: trpo.fisher_vector_product(kl_gradient, parameters, v, damping)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_fisher_vector_product(discrete):
+    """[X-FVP] F v, twice otherwise: by finite differences of KL's gradient, and as E[score scoreᵀ] v.
+
+    The expectation over actions is a sum for the softmax, Gauss-Hermite quadrature for the Gaussian.
+    """
+    torch.manual_seed(1)
+    actor, obs = TinyActor(discrete), torch.randn(4, 1, dtype=torch.float64)
+    parameters = list(actor.parameters())
+    theta = trpo.parameters_to_vector(parameters).detach()
+    v = torch.randn_like(theta)
+    product = fisher_of(actor, obs, damping=0.0)(v)
+
+    # Finite differences of ∇_θ E[KL(π_old ‖ π_θ)] along v.
+    with torch.no_grad():
+        old_dist = actor(obs)
+    sides = []
+    for sign in (1, -1):
+        trpo.assign(parameters, theta + sign * 1e-5 * v)
+        kl = trpo.mean_kl(old_dist, actor(obs))
+        sides.append(trpo.parameters_to_vector(torch.autograd.grad(kl, parameters)))
+    trpo.assign(parameters, theta)
+    torch.testing.assert_close(product, (sides[0] - sides[1]) / 2e-5, rtol=1e-6, atol=1e-8)
+
+    # E[score scoreᵀ] v, the mean over states of the expectation over actions.
+    expected = torch.zeros_like(v)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(5)  # exact up to degree 9; needed: 4
+    for s in range(4):
+        dist = actor(obs[s : s + 1])
+        if discrete:
+            cases = [(tensor([a]), dist.probs[0, a].item()) for a in range(3)]
+        else:
+            cases = [
+                (
+                    (dist.mean + dist.std * tensor([x, y])).detach(),
+                    wx * wy / (2 * math.pi),
+                )
+                for (x, wx), (y, wy) in itertools.product(zip(nodes, weights), repeat=2)
+            ]
+        assert sum(p for _, p in cases) == pytest.approx(1)
+        for action, p in cases:
+            log_prob = dist.log_prob(action).sum()
+            score = torch.autograd.grad(log_prob, parameters, retain_graph=True)
+            score = trpo.parameters_to_vector(score)
+            expected += p * score * (score @ v) / 4
+    torch.testing.assert_close(product, expected, rtol=1e-6, atol=1e-8)
+
+    damped = fisher_of(actor, obs, damping=0.3)(v)
+    torch.testing.assert_close(damped, product + 0.3 * v)
+
+
+def test_conjugate_gradient():
+    """[X-CG] on random symmetric positive definite systems: A x = b, at most as many steps as dimensions."""
+    for size in (1, 2, 20):
+        B = torch.randn(size, size, dtype=torch.float64)
+        A, b = B @ B.T + torch.eye(size), torch.randn(size, dtype=torch.float64)
+        x = trpo.conjugate_gradient(lambda v: A @ v, b, iterations=size + 1, tolerance=1e-20)
+        torch.testing.assert_close(x, torch.linalg.solve(A, b))
+        first = trpo.conjugate_gradient(lambda v: A @ v, b, iterations=1)
+        torch.testing.assert_close(first, (b @ b) / (b @ A @ b) * b)  # the steepest descent step
+
+
+def test_conjugate_gradient_stops():
+    """A gradient of 0 has the solution 0, not 0/0; and no product is computed in vain."""
+    calls = []
+
+    def matvec(v):
+        calls.append(v)
+        return 2 * v
+
+    assert trpo.conjugate_gradient(matvec, torch.zeros(3), 10).tolist() == [0, 0, 0]
+    assert not calls
+    assert trpo.conjugate_gradient(matvec, torch.ones(3), 10).tolist() == [0.5] * 3
+    assert len(calls) == 1  # an identity is solved in one step
+
+
+def test_full_step():
+    """[X-STEP] ½ sᵀFs = δ and s ∥ x; an x of 0 gives a step of 0."""
+    B = torch.randn(5, 5, dtype=torch.float64)
+    F, x = B @ B.T, torch.randn(5, dtype=torch.float64)
+    step = trpo.full_step(x, F @ x, max_kl=0.01)
+    assert (0.5 * step @ F @ step).item() == pytest.approx(0.01)
+    torch.testing.assert_close(step / step.norm(), x / x.norm())
+    assert trpo.full_step(torch.zeros(5), torch.zeros(5), 0.01).tolist() == [0] * 5
+
+
+def search(answers, max_kl=0.01, attempts=4):
+    """A line search in which the k-th question is answered by answers[k]: fraction, θ, θ seen, θ_old."""
+    parameters, seen = [torch.randn(2, 3), torch.randn(4)], []
+    old = [parameter.clone() for parameter in parameters]
+    step, answers = torch.randn(10), iter(answers)
+
+    def evaluate_policy():
+        seen.append(trpo.parameters_to_vector(parameters))
+        return tuple(map(tensor, next(answers)))
+
+    fraction = trpo.line_search(parameters, step, evaluate_policy, max_kl, attempts)
+    return fraction, parameters, seen, old, step
+
+
+def test_line_search_shrinks():
+    """[X-LS] the first length that keeps KL ≤ δ and improves the surrogate is taken, 0.8² of the step."""
+    answers = [(1.0, 0.0), (2.0, 0.02), (0.9, 0.005), (1.1, 0.01)]
+    fraction, parameters, seen, old, step = search(answers)
+    assert fraction == pytest.approx(0.64)
+    old = trpo.parameters_to_vector(old)
+    for theta, expected in zip(seen, (0, 1, 0.8, 0.64)):
+        torch.testing.assert_close(theta, old + expected * step)
+    assert torch.equal(trpo.parameters_to_vector(parameters), seen[-1])
+
+
+@pytest.mark.parametrize(
+    "answer", [(2.0, 0.02), (0.5, 0.0), (1.0, 0.0), (math.nan, 0.0), (2.0, math.nan)]
+)
+def test_line_search_gives_up(answer):
+    """[X-LS] nothing but an improvement within the trust region moves θ, by not a bit."""
+    fraction, parameters, seen, old, _ = search([(1.0, 0.0), *[answer] * 4])
+    assert fraction == 0 and len(seen) == 5
+    assert all(torch.equal(a, b) for a, b in zip(parameters, old))
+
+
+def train_trpo(**settings):
+    return trpo.train(
+        trpo.Args(num_envs=4, num_steps=64, total_timesteps=2048, eval_episodes=0, **settings)
+    )
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_trust_region_of_a_real_run(monkeypatch, env_id):
+    """[AC-08a] after each update KL ≤ δ, and the surrogate is not lower than at θ_old, where it is the
+    mean of the standardised advantages, 0; KL's gradient there is 0 (trap 18), and most steps are taken.
+    """
+    gradients, product = [], trpo.fisher_vector_product
+
+    def spy(kl_gradient, *rest, **more):
+        gradients.append(kl_gradient.abs().max().item())
+        return product(kl_gradient, *rest, **more)
+
+    monkeypatch.setattr(trpo, "fisher_vector_product", spy)
+    folder = train_trpo(env_id=env_id, max_kl=0.02)
+    with open(folder / "updates.csv") as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert len(rows) == 8
+    assert all(0 <= row["kl"] <= 0.02 and row["surrogate"] >= -1e-6 for row in rows)
+    assert sum(row["step_fraction"] > 0 and row["kl"] > 0.002 for row in rows) >= 6
+    assert gradients and max(gradients) < 1e-5
+
+
+def test_adversarial_step_changes_nothing(monkeypatch):
+    """[X-LS] in train: a direction that only makes it worse leaves every parameter of the policy as it was."""
+    actors, init = [], trpo.Actor.__init__
+
+    def spy(self, *spaces):
+        init(self, *spaces)
+        actors.append((self, [parameter.clone() for parameter in self.parameters()]))
+
+    monkeypatch.setattr(trpo.Actor, "__init__", spy)
+    uphill = trpo.full_step
+    monkeypatch.setattr(trpo, "full_step", lambda *args: -uphill(*args))
+    folder = train_trpo(env_id="Pendulum-v1")
+    ((actor, before),) = actors
+    assert all(torch.equal(a, b) for a, b in zip(actor.parameters(), before))
+    with open(folder / "updates.csv") as file:
+        assert all(float(row["step_fraction"]) == 0 for row in csv.DictReader(file))
 
 
 # ── The objective ─────────────────────────────────────────────────────────────────────────────────

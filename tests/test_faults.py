@@ -10,9 +10,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, run, start, table
+from conftest import EPISODIC, OFF_POLICY, SCRIPTS, TINY, run, start, table, without_clock
 
-ON_POLICY = [script for script in SCRIPTS if script not in ("ddpg", "td3", "sac")]
+ON_POLICY = [script for script in SCRIPTS if script not in OFF_POLICY]
+PARALLEL = [script for script in ON_POLICY if script not in EPISODIC]  # N environments
 BATCH = 64  # steps between two rows of updates.csv in the tiny runs of the N-environment scripts
 
 
@@ -53,7 +54,7 @@ def slow_run(script, tmp_path, total):
     return start(script, env_id="probes:Slow-v0", cwd=tmp_path, **settings)
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script == "ppo"])
+@pytest.mark.parametrize("script", PARALLEL)
 def test_kill_and_resume(script, tmp_path):
     """kill -9 between two checkpoints; --resume cuts the logs back to the last one and goes on."""
     process = slow_run(script, tmp_path, total=100_000)
@@ -73,6 +74,27 @@ def test_kill_and_resume(script, tmp_path):
     assert stored["num_envs"] == 2 and stored["total_timesteps"] == total  # the command line wins
     # 20-step episodes of 1 each, 2 environments: none is lost but those under way at the kill.
     assert len(table(folder / "episodes.csv")) == 2 * (saved // 40) + 2 * (512 // 40)
+
+
+@pytest.mark.parametrize("script", [script for script in EPISODIC if script in SCRIPTS])
+def test_kill_and_resume_is_the_same_run(script, tmp_path):
+    """With one environment even its random numbers go on: to the bit the run that was never stopped."""
+    module = importlib.import_module(script)
+    settings = TINY[script] | dict(env_id="Pendulum-v1", checkpoint_every=400)
+    process = start(script, cwd=tmp_path, **settings | {"total_timesteps": 10**6})
+    wait_for(lambda: rows_on_disk(tmp_path) >= 8, process)
+    process.kill()
+    process.wait()
+    folder = only_folder(tmp_path)
+    saved = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+    settings["total_timesteps"] = saved + 1000
+    module.train(module.Args(**settings, resume=folder))
+    unbroken = module.train(module.Args(**settings))
+    for name in ("updates.csv", "episodes.csv"):
+        assert without_clock(folder / name) == without_clock(unbroken / name)
+    first, second = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, unbroken))
+    for name, value in first["state"]["actor"].items():
+        assert torch.equal(value, second["state"]["actor"][name])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -116,11 +138,15 @@ def test_checkpoint_restores_everything(script):
     module.train(module.Args(**settings | {"eval_episodes": 0}, resume=folder))
     assert torch.equal(torch.get_rng_state(), first["random"][2])
     assert torch.equal(generator, first["random"][2])  # evaluation draws no random numbers
-    module.train(module.Args(**settings | {"total_timesteps": 513}, resume=folder))
+    total = TINY[script]["total_timesteps"] + 200
+    module.train(module.Args(**settings | {"total_timesteps": total}, resume=folder))
     second = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert second["step"] > first["step"]
-    steps = [s["state"]["optimizer"]["state"][0]["step"] for s in (first, second)]
-    assert steps[1] > steps[0] > 0  # Adam's moments went on, and did not begin anew
+    optimizers = [name for name in first["state"] if name.endswith("optimizer")]
+    assert optimizers
+    for name in optimizers:
+        steps = [s["state"][name]["state"][0]["step"] for s in (first, second)]
+        assert steps[1] > steps[0] > 0  # Adam's moments went on, and did not begin anew
 
 
 # ── Bad input ─────────────────────────────────────────────────────────────────────────────────────
@@ -142,20 +168,34 @@ BAD = [
     (dict(num_threads=1.5), "num_threads is 1.5; it must be a whole number"),
     (dict(cuda=True), "no GPU"),
 ]
-BAD_PPO = [
+BAD_PARALLEL = [
     (dict(total_timesteps=63), "total_timesteps is 63; it must be at least a batch, 64"),
     (dict(num_envs=0), "num_envs is 0"),
     (dict(num_steps=0), "num_steps is 0"),
-    (dict(num_minibatches=65), "num_minibatches is 65; it can be at most 64"),
-    (dict(gae_lambda=-0.1), "gae_lambda is -0.1"),
 ]
+BAD_OF = {
+    "reinforce": [
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(total_timesteps=149), "total_timesteps is 149; it must be at least a batch, 150"),
+    ],
+    "a2c": BAD_PARALLEL,
+    "trpo": [*BAD_PARALLEL, (dict(gae_lambda=-0.1), "gae_lambda is -0.1")],
+    "ppo": [
+        *BAD_PARALLEL,
+        (dict(num_minibatches=65), "num_minibatches is 65; it can be at most 64"),
+        (dict(gae_lambda=-0.1), "gae_lambda is -0.1"),
+    ],
+}
+BAD_OF["reinforce_baseline"] = BAD_OF["reinforce"]
 
 
 @pytest.mark.parametrize(
     "script, bad, message",
-    [(script, *case) for script in SCRIPTS for case in BAD] + [("ppo", *case) for case in BAD_PPO],
+    [(script, *case) for script in SCRIPTS for case in BAD + BAD_OF.get(script, [])],
 )
 def test_bad_input(script, bad, message):
+    if script == "trpo" and "learning_rate" in bad:  # θ has none
+        bad = {"critic_learning_rate": bad["learning_rate"]}
     if "cuda" in bad and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     module = importlib.import_module(script)
@@ -163,6 +203,15 @@ def test_bad_input(script, bad, message):
     with pytest.raises(ValueError, match=message):
         module.train(module.Args(**settings))
     assert not os.path.exists("runs")  # it fails before it leaves anything behind
+
+
+@pytest.mark.parametrize("script", [script for script in EPISODIC if script in SCRIPTS])
+def test_no_episode_ends(script):
+    """Without one whole episode there is nothing to learn from, and the run must not pretend."""
+    module = importlib.import_module(script)
+    settings = TINY[script] | dict(env_id="HalfCheetah-v4", total_timesteps=999)
+    with pytest.raises(ValueError, match="no episode of HalfCheetah-v4 ended within 999 steps"):
+        module.train(module.Args(**settings))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -205,27 +254,36 @@ def test_unknown_flag(script, tmp_path):
 def test_not_finite(script, env_id, name, tmp_path):
     """The run stops with an error, and the checkpoint before it stays, with finite numbers."""
     module = importlib.import_module(script)
-    settings = TINY[script] | dict(num_steps=16, checkpoint_every=32)
-    with pytest.raises(FloatingPointError, match=f"not finite at step 100: {name}.*holds step 96"):
+    settings = TINY[script] | dict(checkpoint_every=32)
+    step, saved = 50, 0  # the episode's 50th step, before the first update
+    if script in PARALLEL:
+        step, saved = 100, 96
+        settings["num_steps"] = 16
+    message = f"not finite at step {step}: {name}.*holds step {saved}"
+    with pytest.raises(FloatingPointError, match=message):
         module.train(module.Args(env_id=f"probes:{env_id}-v0", **settings))
     folder = only_folder(tmp_path)
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert checkpoint["step"] == 96
+    assert checkpoint["step"] == saved
     for name in ("actor", "critic"):
         for value in checkpoint["state"].get(name, {}).values():
             assert value.isfinite().all()
-    assert all(np.isfinite(list(row.values())).all() for row in table(folder / "updates.csv"))
+    for path in folder.glob("updates.csv"):
+        assert all(np.isfinite(list(row.values())).all() for row in table(path))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_diverged_parameters(script, tmp_path):
     """A learning rate beyond all reason breaks the parameters, not the checkpoint."""
     module = importlib.import_module(script)
-    settings = TINY[script] | dict(env_id="Pendulum-v1", learning_rate=1e38, checkpoint_every=10**6)
-    with pytest.raises(FloatingPointError, match="actor.*still holds step 0"):
-        module.train(module.Args(**settings))
+    settings = TINY[script] | dict(env_id="Pendulum-v1", checkpoint_every=10**6)
+    broken, rate = (
+        ("critic", "critic_learning_rate") if script == "trpo" else ("actor", "learning_rate")
+    )
+    with pytest.raises(FloatingPointError, match=f"{broken}.*still holds step 0"):
+        module.train(module.Args(**settings | {rate: 1e38}))
     checkpoint = torch.load(only_folder(tmp_path) / "checkpoint.pt", weights_only=True)
-    for value in checkpoint["state"]["actor"].values():
+    for value in checkpoint["state"][broken].values():
         assert value.isfinite().all()
 
 
@@ -245,28 +303,37 @@ def test_full_disk(script, name, tmp_path):
         settings["env_id"] = "Pendulum-v1"
     folder = module.train(module.Args(**settings))
     before = (folder / "checkpoint.pt").read_bytes()
-    run_ = module.Run(
-        module.Args(**settings, resume=folder), **restored_parts(module, settings["env_id"])
-    )
+    parts = restored_parts(module, settings["env_id"], folder)
+    run_ = module.Run(module.Args(**settings, resume=folder), **parts)
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to("/dev/full")
     run_.step += 128
-    with pytest.raises(OSError, match="No space left on device.*still holds step 512.*--resume"):
+    with pytest.raises(OSError, match="No space left on device.*still holds step \\d+.*--resume"):
         run_.log_episode(1.0, 1)
         run_.log_update(loss=1.0)
     assert (folder / "checkpoint.pt").read_bytes() == before
     (folder / name).unlink(missing_ok=True)
-    settings["total_timesteps"] = 576
+    settings["total_timesteps"] += 200
     module.train(module.Args(**settings, resume=folder))  # once there is room again
 
 
-def restored_parts(module, env_id):
+def restored_parts(module, env_id, folder):
     """The parts of a checkpoint, as train makes them."""
-    env = module.make_env(env_id)
-    actor = module.Actor(env.observation_space, env.action_space)
-    critic = module.Critic(env.observation_space)
-    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()])
-    return dict(actor=actor, critic=critic, optimizer=optimizer)
+    names = torch.load(folder / "checkpoint.pt", weights_only=True)["state"].keys()
+    env, parts = module.make_env(env_id), {}
+    parts["actor"] = module.Actor(env.observation_space, env.action_space)
+    rest = list(parts["actor"].parameters())
+    if "critic" in names:
+        parts["critic"] = module.Critic(env.observation_space)
+        w = list(parts["critic"].parameters())
+        if "critic_optimizer" in names:
+            parts["critic_optimizer"] = torch.optim.Adam(w)
+        else:
+            rest += w
+    if "optimizer" in names:
+        parts["optimizer"] = torch.optim.Adam(rest)
+    assert parts.keys() == names
+    return parts
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -8,12 +8,22 @@ import torch
 from conftest import SCRIPTS
 
 CARTPOLE = {
+    "reinforce": dict(total_timesteps=70_000, batch_size=500, learning_rate=5e-3),
+    "reinforce_baseline": dict(
+        total_timesteps=60_000, batch_size=500, learning_rate=1e-2, critic_epochs=4
+    ),
+    "a2c": dict(total_timesteps=60_000, num_envs=8, num_steps=16, learning_rate=3e-3),
+    "trpo": dict(
+        total_timesteps=50_000, num_envs=8, num_steps=32, critic_epochs=4, critic_learning_rate=3e-3
+    ),
     "ppo": dict(
         total_timesteps=25_000, num_envs=8, num_steps=64, num_minibatches=4, update_epochs=10,
         learning_rate=1e-3,
     ),
 }  # fmt: skip
 PROBE = {
+    "a2c": dict(total_timesteps=8_000, num_envs=8, num_steps=16, learning_rate=3e-3),
+    "trpo": dict(total_timesteps=8_000, num_envs=8, num_steps=16, critic_learning_rate=3e-3),
     "ppo": dict(
         total_timesteps=8_000, num_envs=8, num_steps=16, num_minibatches=2, update_epochs=8,
         learning_rate=3e-3,

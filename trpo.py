@@ -1,0 +1,988 @@
+"""Trust Region Policy Optimization (TRPO); Schulman et al. 2015.
+
+Idea
+    A policy gradient is right only near the policy that played the rollout: a long step along it
+    can ruin the policy, and with it the next rollout. TRPO measures the step not by how far the
+    parameters move but by how far the policy does, in mean KL divergence, and takes the best step
+    within that trust region: the natural gradient, then a line search that checks the promise.
+
+Equations, in the order of the code
+    [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
+    [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
+    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; one σ for each dimension, in all states
+    [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
+    [X-GAE]    Â_t = Σ_l (γλ)^l δ_{t+l}
+    [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   a ratio, not the reward
+    [AC-08a]   max_θ E[π_θ/π_old · A] subject to E[KL(π_old ‖ π_θ)] ≤ δ
+    [X-FVP]    F v = ∇((∇E[KL])ᵀ v)   F is the Hessian of E[KL] at θ_old: Fisher's information
+    [X-CG]     solve F x = g by conjugate gradient   with g = ∇E[π_θ/π_old · A] at θ_old
+    [X-STEP]   θ' = θ + √(2δ / xᵀFx) · x   since E[KL] ≈ ½ sᵀFs for a short step s
+    [X-LS]     shrink until KL ≤ δ and the surrogate improves, else keep θ_old
+    [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = Â_t + V(s_t)
+
+Algorithm
+    1. initialise the policy θ and the critic w
+    2. play T steps in each of N environments with π_old = π_θ
+    3. log π_old(a|s) of all T·N actions, and their advantages Â by GAE
+    4. the gradient g of the surrogate at θ_old, and x = F⁻¹g
+    5. the full step √(2δ / xᵀFx) · x, shortened until it keeps the constraint and improves
+    6. fit V_w to the value targets, by steps of Adam down L_VF
+    7. discard the rollout, back to 2
+The text speaks of computing F. With d parameters that is a d × d matrix, which nobody ever sees:
+conjugate gradient asks only for products F v, and each is two derivatives of a scalar.
+
+Not in the text [impl]
+    F + damping · I in place of F: the KL is flat in some directions    Schulman 2015, app. C
+    advantages standardised over the batch                              OpenAI Baselines, trpo_mpi
+    the critic by minibatches of Adam, not by its own natural gradient  OpenAI Baselines, trpo_mpi
+    values standardised by the returns' running mean and std            Andrychowicz 2021, 3.3
+    observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
+    orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
+    σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
+    time limits bootstrap                                               Pardo 2018
+
+Changed from a2c.py
+    gae takes the place of n_step_advantages, and the constrained step of the optimizer's: no
+    learning rate for θ, no entropy bonus; the critic is fitted in a loop of its own.
+
+Run
+    python trpo.py --env-id HalfCheetah-v4
+
+References
+    Schulman et al. 2015, Trust region policy optimization, arXiv:1502.05477
+    Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
+    Pardo et al. 2018, Time limits in reinforcement learning, arXiv:1712.00378
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import platform
+import random
+import re
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from datetime import datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, kl_divergence, register_kl
+from torch.nn.utils import parameters_to_vector
+from tqdm import tqdm
+
+# ── Arguments ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Args:
+    seed: int = 1  # seed of all random generators
+    torch_deterministic: bool = True  # cuDNN uses deterministic kernels (matters on a GPU only)
+    cuda: bool = False  # use the GPU; networks of this size are usually faster on one CPU core
+    num_threads: int = 1  # PyTorch's CPU threads; more of them slow small networks down
+    track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline needs no account)
+    wandb_project_name: str = "policy-gradients"  # W&B project
+    wandb_entity: str | None = None  # W&B user or team
+    capture_video: bool = False  # record the evaluation episodes as MP4 files
+    eval_episodes: int = 10  # episodes of the deterministic evaluation after training
+    checkpoint_every: int = 100_000  # environment steps between two checkpoints
+    resume: Path | None = None  # go on with the run in this folder; flags given override its own
+    env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
+    total_timesteps: int = 1_000_000  # environment steps, summed over all environments
+    # Algorithm
+    num_envs: int = 64  # N, environments
+    num_steps: int = 16  # T, steps in each environment per rollout
+    gamma: float = 0.99  # γ, discount factor [CS-3a]
+    gae_lambda: float = 0.95  # λ, decay of the weights of later TD errors [X-GAE]
+    norm_adv: bool = True  # standardise the advantages of each rollout
+    max_kl: float = 0.01  # δ, radius of the trust region, in nats [AC-08a]
+    cg_iterations: int = 10  # steps of conjugate gradient [X-CG]
+    cg_damping: float = 0.1  # F + damping · I takes the place of F [X-FVP]
+    line_search_steps: int = 10  # lengths that are tried, each 0.8 times the one before [X-LS]
+    critic_learning_rate: float = 1e-3  # step size of the critic's Adam
+    critic_epochs: int = 10  # how often the critic's fit goes through each rollout [X-VF]
+    critic_batch_size: int = 64  # samples in each minibatch of that fit
+    compile: bool = False  # compile the critic's fit: some seconds' wait, then a faster fit
+
+
+# ── Networks ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class RunningNorm(nn.Module):
+    """Standardises its input by the mean and std of all that `update` has seen [impl].
+
+    The statistics are buffers: they are saved with the network, and move only when told to.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return ((sample - self.mean) / self.std).clamp(-10, 10)
+
+    @torch.no_grad()
+    def update(self, batch: Tensor) -> None:
+        """Merges a batch (B, *shape) in, as if all samples so far stood in one array."""
+        self.count += len(batch)
+        share = (len(batch) / self.count).float()  # of this batch among all samples
+        shift = batch.mean(0) - self.mean
+        variance = (1 - share) * self.std**2 + share * batch.var(0, correction=0)
+        variance += share * (1 - share) * shift**2  # between the batch and the samples before it
+        self.mean += share * shift
+        self.std.copy_(variance.clamp(min=1e-8).sqrt())
+
+
+def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
+    """Two hidden layers of 64 tanh units; orthogonal weights and zero biases [impl]."""
+    layers = [nn.Linear(inputs, 64), nn.Linear(64, 64), nn.Linear(64, outputs)]
+    for layer, gain in zip(layers, (math.sqrt(2), math.sqrt(2), output_gain)):
+        nn.init.orthogonal_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
+
+
+class DiagonalGaussian(Distribution):
+    """N(μ, diag σ²) for a mean (B, A) and a log_std (A,); log_prob and entropy are (B,).
+
+    As Independent(Normal(...), 1), but faster, and with the text's formula in sight.
+    """
+
+    arg_constraints = {}
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
+        # A copy of the parameter, which moves with the optimizer's next step; π_old must not.
+        self.mu, self.log_std, self.std = mean, log_std.clone(), log_std.exp()
+
+    @property
+    def mean(self) -> Tensor:
+        return self.mu
+
+    mode = mean
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        with torch.no_grad():  # the score function needs no gradient through the action
+            noise = torch.randn(sample_shape + self.mu.shape, device=self.mu.device)
+            return self.mu + self.std * noise
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        # Sum log-probabilities over action dimensions: (B, A) → (B,).
+        squares = ((action - self.mu) / self.std) ** 2
+        return -0.5 * (squares + 2 * self.log_std + math.log(2 * math.pi)).sum(-1)  # [AC-02b]
+
+    def entropy(self) -> Tensor:
+        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        return entropy.expand(self.batch_shape)
+
+
+class Actor(nn.Module):
+    """π_θ(a|s): a softmax over Discrete actions, or a diagonal Gaussian over Box actions.
+
+    The Gaussian lives in units in which the bounds of the action space are −1 and +1. Its samples
+    are stored and scored as they are; only `to_env` clips them. [impl]
+
+    Raises:
+        ValueError: if the actions are neither Discrete nor a Box of floats with finite bounds.
+    """
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        super().__init__()
+        self.discrete = isinstance(action_space, gym.spaces.Discrete)
+        if not self.discrete and not is_bounded_box(action_space):
+            raise ValueError(
+                f"the action space is {action_space}; this script serves Discrete spaces, and Box "
+                "spaces of floats with finite bounds"
+            )
+        self.obs_norm = RunningNorm(*observation_space.shape)
+        if self.discrete:
+            self.first_action, outputs = int(action_space.start), int(action_space.n)
+        else:
+            self.action_shape, outputs = action_space.shape, math.prod(action_space.shape)
+            low = torch.as_tensor(action_space.low, dtype=torch.float32).flatten()
+            high = torch.as_tensor(action_space.high, dtype=torch.float32).flatten()
+            self.register_buffer("low", low)
+            self.register_buffer("high", high)
+            self.register_buffer("middle", (high + low) / 2)
+            self.register_buffer("half_range", (high - low) / 2)
+            self.log_std = nn.Parameter(torch.full((outputs,), -0.5))  # log σ, for all states
+        # [impl] A last layer near zero: at first no action is preferred, whatever the state.
+        self.net = mlp(observation_space.shape[0], outputs, output_gain=0.01)
+
+    def forward(self, obs: Tensor) -> Distribution:
+        """obs (..., O) → the distribution of the actions; its log_prob and entropy are (...,)."""
+        output = self.net(self.obs_norm(obs))
+        if self.discrete:
+            return Categorical(logits=output, validate_args=False)  # [AC-02a]
+        return DiagonalGaussian(output, self.log_std)  # [AC-02b]
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """A sample of the distribution → the action that env.step takes."""
+        if self.discrete:
+            return action + self.first_action
+        action = (self.middle + self.half_range * action).clamp(self.low, self.high)
+        return action.unflatten(-1, self.action_shape)
+
+    @torch.no_grad()
+    def mode(self, obs: Tensor) -> Tensor:
+        """obs (B, O) → the most probable actions, as env.step takes them."""
+        return self.to_env(self(obs).mode)
+
+
+class Critic(nn.Module):
+    """V_w(s), in the units of the rewards.
+
+    [impl] The network inside works with the returns' running mean as its zero and their standard
+    deviation as its unit, so that nothing that it has to learn depends on the scale of the rewards.
+    """
+
+    def __init__(self, observation_space: gym.Space) -> None:
+        super().__init__()
+        self.obs_norm = RunningNorm(*observation_space.shape)
+        self.return_norm = RunningNorm()
+        self.net = mlp(observation_space.shape[0], 1, output_gain=1.0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """obs (..., O) → values (...,)."""
+        output = self.net(self.obs_norm(obs)).squeeze(-1)
+        return self.return_norm.mean + self.return_norm.std * output
+
+
+# ── Equations ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def td_errors(
+    rewards: Tensor, values: Tensor, next_values: Tensor, terminations: Tensor, gamma: float
+) -> Tensor:
+    """δ_t = r_t + γ V(s_{t+1}) − V(s_t)  [CS-10b]
+
+    All (T, N) → (T, N).
+    """
+    assert rewards.shape == values.shape == next_values.shape == terminations.shape
+    # V(s') = 0 only if terminated; a time limit still bootstraps.
+    return rewards + gamma * (1 - terminations.to(rewards.dtype)) * next_values - values  # [CS-10b]
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminations: Tensor,
+    truncations: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Â_t = Σ_l (γλ)^l δ_{t+l}  [X-GAE]
+
+    All (T, N) → (T, N), by the recursion Â_t = δ_t + γλ Â_{t+1}. It starts at 0 behind the end of
+    the rollout, and anew behind the end of each episode, whichever way that ended.
+    """
+    assert rewards.shape == truncations.shape
+    errors = td_errors(rewards, values, next_values, terminations, gamma)  # δ
+    done = (terminations.bool() | truncations.bool()).to(rewards.dtype)
+    traces = gamma * gae_lambda * (1 - done)
+    advantages, advantage = [], torch.zeros_like(rewards[0])  # each (N,)
+    for td_error, trace in zip(errors.flip(0), traces.flip(0)):  # t = T−1, ..., 0
+        advantage = td_error + trace * advantage  # [X-GAE]
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1])
+
+
+def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """max_θ E[π_θ/π_old · A] subject to E[KL(π_old ‖ π_θ)] ≤ δ  [AC-08a]
+
+    All (B,) → scalar: the expectation that is to be maximised.
+    """
+    assert log_probs.shape == old_log_probs.shape == advantages.shape
+    ratio = (log_probs - old_log_probs).exp()  # [AC-08b]
+    return (ratio * advantages).mean()  # [AC-08a]
+
+
+def mean_kl(old_dist: Distribution, new_dist: Distribution) -> Tensor:
+    """E[KL(π_old ‖ π_θ)], the mean over the states of the batch: what the constraint limits."""
+    return kl_divergence(old_dist, new_dist).mean()  # [AC-08a]
+
+
+@register_kl(DiagonalGaussian, DiagonalGaussian)
+def gaussian_kl(old: DiagonalGaussian, new: DiagonalGaussian) -> Tensor:
+    """Σ_i [log σ_i − log σ_old,i + (σ_old,i² + (μ_old,i − μ_i)²) / 2σ_i² − ½], of shape (B,)."""
+    squares = (old.std**2 + (old.mean - new.mean) ** 2) / new.std**2
+    return (new.log_std - old.log_std + 0.5 * squares - 0.5).sum(-1)
+
+
+def fisher_vector_product(
+    kl_gradient: Tensor, parameters: list[Tensor], v: Tensor, damping: float
+) -> Tensor:
+    """F v = ∇((∇E[KL])ᵀ v)  [X-FVP]
+
+    Args:
+        kl_gradient: ∇E[KL] (d,) at θ_old, with its graph (create_graph=True). It is 0 there; its
+            derivative is not.
+        parameters: θ, together d numbers.
+        v: (d,).
+
+    Returns:
+        F v + damping · v, (d,).
+    """
+    product = torch.autograd.grad(kl_gradient @ v, parameters, retain_graph=True)  # [X-FVP]
+    return parameters_to_vector(product) + damping * v
+
+
+def conjugate_gradient(
+    matvec: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-10
+) -> Tensor:
+    """solve F x = g by conjugate gradient  [X-CG]
+
+    Args:
+        matvec: v (d,) → F v (d,), for a symmetric positive definite F.
+        b: g, (d,).
+        tolerance: it stops early once |F x − g|² is below.
+
+    Returns:
+        x, (d,): with as many iterations as dimensions the solution, with fewer close to it.
+    """
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    squares = residual @ residual
+    for _ in range(iterations):
+        if squares < tolerance:
+            break
+        product = matvec(direction)
+        length = squares / (direction @ product)
+        x = x + length * direction  # [X-CG]
+        residual = residual - length * product
+        new_squares = residual @ residual
+        direction = residual + (new_squares / squares) * direction
+        squares = new_squares
+    return x
+
+
+def full_step(x: Tensor, fisher_x: Tensor, max_kl: float) -> Tensor:
+    """θ' = θ + √(2δ / xᵀFx) · x  [X-STEP]
+
+    x and F x (d,) → the step θ' − θ (d,), on the border of the trust region where E[KL] = ½ sᵀFs.
+    """
+    curvature = (x @ fisher_x).clamp(min=1e-12)  # rounding may leave 0 or less
+    return (2 * max_kl / curvature).sqrt() * x  # [X-STEP]
+
+
+@torch.no_grad()
+def assign(parameters: list[Tensor], theta: Tensor) -> None:
+    """Writes the vector θ (d,) into the parameters.
+
+    torch.nn.utils.vector_to_parameters would leave them as views of the vector, so that the last
+    bits of what they compute would change when they are saved and loaded.
+    """
+    for parameter, part in zip(parameters, theta.split([x.numel() for x in parameters])):
+        parameter.copy_(part.view_as(parameter))
+
+
+@torch.no_grad()
+def line_search(
+    parameters: list[Tensor],
+    step: Tensor,
+    evaluate_policy: Callable[[], tuple[Tensor, Tensor]],
+    max_kl: float,
+    attempts: int,
+) -> float:
+    """shrink until KL ≤ δ and the surrogate improves, else keep θ_old  [X-LS]
+
+    Args:
+        parameters: θ; moved by what is left of the step, or not at all.
+        step: the full step (d,).
+        evaluate_policy: → the surrogate and E[KL(π_old ‖ π_θ)] at the parameters as they are.
+
+    Returns:
+        the fraction of the step that was taken; 0 if none.
+    """
+    old_theta = parameters_to_vector(parameters)
+    old_surrogate, _ = evaluate_policy()
+    for attempt in range(attempts):
+        fraction = 0.8**attempt
+        assign(parameters, old_theta + fraction * step)
+        new_surrogate, kl = evaluate_policy()
+        if kl <= max_kl and new_surrogate > old_surrogate:  # [X-LS] [AC-08a]; NaN fails both
+            return fraction
+    assign(parameters, old_theta)
+    return 0.0
+
+
+def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
+    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant one."""
+    variance = targets.var(correction=0).clamp(min=1e-8)
+    return 1 - (targets - values).var(correction=0) / variance
+
+
+# ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def play(envs: SyncVectorEnv, obs: np.ndarray, actor: Actor, T: int, run: Run) -> tuple:
+    """Plays T steps in each of N environments; counts them and logs the episodes that end.
+
+    Args:
+        obs: (N, O), where the environments are now.
+
+    Returns:
+        where they are then (N, O); observations (T, N, O), actions (T, N) or (T, N, A), rewards
+        (T, N), next_observations (T, N, O), terminations (T, N), truncations (T, N).
+    """
+    N, device = envs.num_envs, next(actor.parameters()).device
+    observations = np.empty((T, *obs.shape), np.float32)
+    next_observations = np.empty_like(observations)
+    rewards = np.empty((T, N), np.float32)
+    terminations, truncations = np.empty((2, T, N), bool)
+    actions = []
+    for t in range(T):
+        observations[t] = obs
+        with torch.inference_mode():
+            action = actor(torch.as_tensor(observations[t], device=device)).sample()
+            env_action = actor.to_env(action).numpy(force=True)
+        obs, rewards[t], terminations[t], truncations[t], infos = envs.step(env_action)
+        actions.append(action)
+        next_observations[t] = obs
+        run.step += N
+        for n in np.flatnonzero(terminations[t] | truncations[t]):
+            # next_obs is the true successor, even when the env has just been reset.
+            next_observations[t, n] = infos["final_obs"][n]
+            episode = infos["final_info"]["episode"]
+            run.log_episode(episode["r"][n], episode["l"][n])
+        run.check_finite(observation=next_observations[t], reward=rewards[t])
+    arrays = observations, rewards, next_observations, terminations, truncations
+    observations, *rest = (torch.as_tensor(array, device=device) for array in arrays)
+    return obs, observations, torch.stack(actions), *rest
+
+
+def train(args: Args) -> Path:
+    """Trains, saves and evaluates; returns the run's folder.
+
+    Raises:
+        ValueError: for an argument or an environment that cannot be used.
+        FloatingPointError: when an observation, a reward, a loss or a parameter is not finite.
+        OSError: when the run's folder cannot be written.
+    """
+    T, N = args.num_steps, args.num_envs
+    device = prepare(args, batch_size=T * N)
+    env_fns = [lambda: make_env(args.env_id)] * N
+    envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+    observation_space, action_space = envs.single_observation_space, envs.single_action_space
+
+    # 1. Initialise the policy θ and the critic w.
+    actor = Actor(observation_space, action_space).to(device)
+    critic = Critic(observation_space).to(device)
+    theta, w = list(actor.parameters()), list(critic.parameters())
+    critic_optimizer = torch.optim.Adam(w, args.critic_learning_rate, fused=True)
+
+    def critic_gradient(observations: Tensor, targets: Tensor) -> Tensor:
+        """The gradient of L_VF, in units of the returns' std; returns L_VF."""
+        errors = (critic(observations) - targets) ** 2  # [X-VF]
+        value_loss = errors.mean() / critic.return_norm.std**2
+        value_loss.backward()
+        return value_loss.detach()
+
+    if args.compile:
+        critic_gradient = compiled(critic_gradient, device)
+    run = Run(args, actor=actor, critic=critic, critic_optimizer=critic_optimizer)
+
+    # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
+    obs, _ = envs.reset(seed=10**6 * args.seed + run.step)  # (N, O)
+    while run.step < args.total_timesteps and not run.interrupted:
+        # 2. Play T steps in each of N environments with π_old = π_θ.
+        obs, *rollout = play(envs, obs, actor, T, run)
+        observations, actions, rewards, next_observations, terminations, truncations = rollout
+
+        # 3. log π_old(a|s) of all T·N actions, and their advantages Â by GAE.
+        # The target is a constant: no gradient flows through it.
+        with torch.no_grad():
+            values, next_values = critic(observations), critic(next_observations)  # (T, N)
+            transitions = rewards, values, next_values, terminations, truncations
+            advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)
+            targets = advantages + values
+        samples = observations, actions, advantages, targets
+        samples = (tensor.flatten(0, 1) for tensor in samples)  # (T, N, ...) → (T·N, ...)
+        observations, actions, advantages, targets = samples
+        if args.norm_adv and len(advantages) > 1:  # the std of one number is NaN
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        with torch.no_grad():
+            old_dist = actor(observations)
+            old_log_probs = old_dist.log_prob(actions)  # (T·N,)
+
+        # 4. The gradient g of the surrogate at θ_old, and x = F⁻¹g.
+        dist = actor(observations)
+        objective = surrogate(dist.log_prob(actions), old_log_probs, advantages)
+        g = torch.autograd.grad(objective, theta, retain_graph=True)
+        g = parameters_to_vector(g)  # (d,)
+        kl_gradient = torch.autograd.grad(mean_kl(old_dist, dist), theta, create_graph=True)
+        kl_gradient = parameters_to_vector(kl_gradient)  # (d,)
+        fisher = partial(fisher_vector_product, kl_gradient, theta, damping=args.cg_damping)
+        x = conjugate_gradient(fisher, g, args.cg_iterations)  # (d,)
+
+        # 5. The full step, shortened until it keeps the constraint and improves.
+        def evaluate_policy() -> tuple[Tensor, Tensor]:
+            dist = actor(observations)
+            log_probs = dist.log_prob(actions)
+            return surrogate(log_probs, old_log_probs, advantages), mean_kl(old_dist, dist)
+
+        step = full_step(x, fisher(x), args.max_kl)  # (d,)
+        fraction = line_search(theta, step, evaluate_policy, args.max_kl, args.line_search_steps)
+        with torch.no_grad():
+            new_surrogate, kl = evaluate_policy()
+
+        # 6. Fit V_w to the value targets.
+        losses = []
+        for _ in range(args.critic_epochs):
+            order = torch.randperm(T * N, device=device)
+            minibatches = (x[order].split(args.critic_batch_size) for x in (observations, targets))
+            for minibatch in zip(*minibatches):
+                losses.append(critic_gradient(*minibatch))
+                critic_optimizer.step()
+                critic_optimizer.zero_grad()
+
+        # 7. Discard the rollout. [impl] The statistics move here only: had they moved between
+        # acting and the update, the KL would not start at 0.
+        actor.obs_norm.update(observations)
+        critic.obs_norm.update(observations)
+        critic.return_norm.update(targets)
+        run.log_update(
+            surrogate=new_surrogate,
+            kl=kl,
+            step_fraction=fraction,
+            value_loss=torch.stack(losses).mean(),
+            entropy=old_dist.entropy().mean(),
+            explained_variance=explained_variance(values.flatten(), targets),
+        )
+    envs.close()
+    return run.finish(actor)
+
+
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+
+
+def prepare(args: Args, batch_size: int = 1) -> torch.device:
+    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
+
+    Raises:
+        ValueError: for an argument that no run can use: which one, and what is needed.
+    """
+    for field in fields(args):
+        name, number = field.name, getattr(args, field.name)
+        if number is None or not field.type.startswith(("int", "float")):
+            continue
+        whole = field.type == "int"
+        least = 1 if whole and name not in ("seed", "eval_episodes") else 0
+        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
+        if not (least <= number <= most and math.isfinite(number)):
+            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
+        if whole and not isinstance(number, int):
+            raise ValueError(f"{name} is {number}; it must be a whole number")
+    if args.total_timesteps < batch_size:
+        raise ValueError(
+            f"total_timesteps is {args.total_timesteps}; it must be at least a batch, {batch_size}"
+        )
+    if args.cuda and not torch.cuda.is_available():
+        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
+    if getattr(args, "compile", False):
+        try:
+            torch.compile(torch.sin)(torch.zeros(1))
+        except Exception as error:
+            raise ValueError(
+                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
+                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
+            ) from error
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise ValueError("track is set, but wandb is not installed; pip install wandb")
+    if args.capture_video:  # better now than after a million steps
+        check_video(args.env_id)
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
+        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
+    return torch.device("cuda" if args.cuda else "cpu")
+
+
+def compiled(update: Callable, device: torch.device) -> Callable:
+    """The same function by torch.compile, with its backward pass in the same graph.
+
+    Small networks spend most of an update on launching operations; a graph launches them at once.
+    """
+    dynamo = importlib.import_module("torch._dynamo")
+    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
+        dynamo.config.trace_autograd_ops = True
+    return torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+
+def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
+    """One environment with flat observations; an episode's last info has its return and length.
+
+    Raises:
+        ValueError: if the observations cannot become a flat vector.
+    """
+    if video_folder is None:
+        env = gym.make(env_id)
+    else:
+        env = gym.make(env_id, render_mode="rgb_array")
+        env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
+    env = EpisodeInfo(gym.wrappers.RecordEpisodeStatistics(env))
+    space = env.observation_space
+    if not space.is_np_flattenable:
+        raise ValueError(f"{env_id} has observations that cannot become a flat vector: {space}")
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        env = gym.wrappers.FlattenObservation(env)
+    return env
+
+
+class EpisodeInfo(gym.Wrapper):
+    """Keeps of each info only the episode's statistics: merging the rest over N environments, for
+    nobody, would take a quarter of a step's time."""
+
+    def step(self, action: np.ndarray) -> tuple:
+        *transition, info = self.env.step(action)
+        return *transition, {name: info[name] for name in info if name == "episode"}
+
+
+def check_video(env_id: str) -> None:
+    """Raises ValueError if the episodes of this environment cannot be recorded here."""
+    env = gym.make(env_id, render_mode="rgb_array")
+    try:
+        importlib.import_module("moviepy")
+        env.reset()
+        env.render()
+        env.close()
+    except Exception as error:
+        raise ValueError(
+            f"capture_video is set, but {env_id} cannot be recorded here: {error!r}. It needs "
+            "`pip install moviepy pygame`; MuJoCo without a screen needs MUJOCO_GL=egl "
+            "(a GPU or Mesa's libegl1) or MUJOCO_GL=osmesa (libosmesa6)."
+        ) from error
+
+
+def is_bounded_box(space: gym.Space) -> bool:
+    """Whether the space holds arrays of floats between finite bounds."""
+    is_box = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
+    return is_box and bool(np.isfinite([space.low, space.high]).all())
+
+
+@torch.inference_mode()
+def evaluate(
+    actor: nn.Module, env_id: str, episodes: int, seed: int, video_folder: Path | None = None
+) -> list[float]:
+    """The returns of some episodes played with the actor's mode, its statistics frozen.
+
+    Args:
+        actor: has `mode(obs)`, observations (B, O) → actions as env.step takes them.
+        env_id: a new environment of this id is made, and seeded once.
+        video_folder: records every episode there as an MP4 file.
+    """
+    env = make_env(env_id, video_folder)
+    device = next(actor.parameters()).device
+    returns = []
+    for episode in range(episodes):
+        obs, _ = env.reset(seed=seed if episode == 0 else None)
+        returns.append(0.0)
+        for _ in range(100_000):  # some environments set no time limit to a policy that goes round
+            batch = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(0)  # (1, O)
+            action = actor.mode(batch).numpy(force=True)[0]
+            obs, reward, terminated, truncated, _ = env.step(action)
+            returns[-1] += float(reward)
+            if terminated or truncated:
+                break
+    env.close()
+    return returns
+
+
+class Run:
+    """All that surrounds the algorithm: the run's folder, logs, progress bar, checkpoints, end.
+
+    args.json       script, arguments, versions of the packages
+    episodes.csv    one row for each finished training episode: step, return, length, seconds
+    updates.csv     one row for each update: step, seconds, steps_per_second, losses, diagnostics
+    checkpoint.pt   all that --resume needs: `state`, the counters, all random generators
+    summary.json    what the last line on the screen says
+
+    Args:
+        args: if `args.resume` is set, that folder is used, and everything restored from it.
+        env: if there is just one, its random generator is saved too: a resumed run is the same run.
+        state: what a checkpoint holds, by name; each has state_dict() and load_state_dict().
+    """
+
+    def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
+        self.args, self.env, self.state, self.script = args, env, state, Path(__file__).stem
+        self.step = self.saved_step = 0  # environment steps: taken so far, and in the checkpoint
+        self.recent_returns = deque(maxlen=100)
+        self.csv_files, self.wandb, self.interrupted = {}, None, False
+        label = re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{self.script}__{args.seed}__")
+        self.folder = Path(f"runs/{label}{datetime.now():%Y%m%d-%H%M%S-%f}")
+        if args.resume:  # relative to here, with its name even if that was '.'
+            self.folder = Path(os.path.relpath(Path(args.resume).resolve()))
+        self.resume_command = f"python {self.script}.py --resume {self.folder}"
+        self.last_seconds = self.restore() if args.resume else 0.0
+        self.clock = time.perf_counter() - self.last_seconds  # goes on where it had stopped
+        self.last_step = self.step
+        if not args.resume:
+            with self.disk_errors():
+                self.folder.mkdir(parents=True)
+            self.save()
+        if self.step < args.total_timesteps:  # watching a finished run leaves its arguments alone
+            arguments = {name: value for name, value in vars(args).items() if name != "resume"}
+            versions = {"python": platform.python_version()}
+            for package in ("torch", "gymnasium", "numpy", "mujoco"):
+                if importlib.util.find_spec(package):
+                    versions[package] = version(package)
+            content = {"script": self.script, "args": arguments, "versions": versions}
+            self.write_json("args.json", content)
+        if args.track:
+            import wandb  # needed with --track only
+
+            self.wandb = wandb.init(
+                project=args.wandb_project_name,
+                entity=args.wandb_entity,
+                name=self.folder.resolve().name,
+                id=self.folder.resolve().name,
+                resume="allow",
+                config=vars(args),
+                dir=self.folder,
+            )
+            self.wandb.define_metric("*", step_metric="step")
+        print(f"{self.script} on {args.env_id}, seed {args.seed}, saved in {self.folder}")
+        self.bar = tqdm(
+            initial=self.step,
+            total=args.total_timesteps,
+            unit=" steps",
+            unit_scale=True,
+            mininterval=0.5 if sys.stderr.isatty() else 60,  # seconds; a log file needs few lines
+        )
+        self.on_signal(self.interrupt)
+
+    def seconds(self) -> float:
+        """Seconds since the start, without the time between a stop and its resumption."""
+        return time.perf_counter() - self.clock
+
+    def log_episode(self, episode_return: float, length: int) -> None:
+        """Logs a training episode that has just ended, its rewards as the environment gave them."""
+        self.recent_returns.append(float(episode_return))
+        row = {"step": self.step, "return": float(episode_return), "length": int(length)}
+        self.write_row("episodes", row | {"seconds": self.seconds()})
+
+    def check_finite(self, **values: Tensor | np.ndarray | float) -> None:
+        """Raises FloatingPointError if one of the named values has a NaN or an infinity in it."""
+        broken = [name for name, value in values.items() if not np.isfinite(value).all()]
+        if broken:
+            self.on_signal(None)
+            raise FloatingPointError(
+                f"not finite at step {self.step}: {', '.join(broken)}. The run has stopped; "
+                f"{self.folder / 'checkpoint.pt'} still holds step {self.saved_step}. If it is not "
+                "the environment that gave such numbers, lower the learning rate."
+            )
+
+    def log_update(self, **metrics: Tensor | float) -> None:
+        """Logs an update, moves the progress bar, and saves a checkpoint when one is due.
+
+        Raises:
+            FloatingPointError: if a metric, a parameter or a running statistic is not finite.
+        """
+        metrics = {name: float(number) for name, number in metrics.items()}
+        networks = [
+            (name, part) for name, part in self.state.items() if isinstance(part, nn.Module)
+        ]
+        sums = {name: sum(x.sum() for x in part.state_dict().values()) for name, part in networks}
+        self.check_finite(**metrics, **{name: float(total) for name, total in sums.items()})
+        steps, seconds = self.step - self.last_step, self.seconds()
+        row = {"step": self.step, "seconds": seconds}
+        row["steps_per_second"] = steps / (seconds - self.last_seconds)
+        self.last_step, self.last_seconds = self.step, seconds
+        self.write_row("updates", row | metrics)
+        if self.recent_returns:
+            self.bar.set_postfix_str(f"return {np.mean(self.recent_returns):,.1f}", refresh=False)
+        self.bar.update(steps)
+        if self.step - self.saved_step >= self.args.checkpoint_every:
+            self.save()
+
+    def finish(self, actor: nn.Module) -> Path:
+        """Saves, evaluates, prints the summary, returns the folder; after Ctrl-C it only saves."""
+        self.on_signal(None)
+        for file in (self.bar, *self.csv_files.values()):
+            file.close()
+        if self.step > self.last_step:  # steps that no update has followed
+            self.last_seconds = self.seconds()
+        if self.step > self.saved_step:
+            self.save()
+        if self.interrupted:
+            print(f"Stopped and saved at step {self.step}. To go on: {self.resume_command}")
+            raise SystemExit(130)  # what a shell expects after Ctrl-C
+        videos = self.folder / "videos" if self.args.capture_video else None
+        seed = 10**15 + self.args.seed  # one that training never reaches
+        returns = evaluate(actor, self.args.env_id, self.args.eval_episodes, seed, videos)
+        summary = {
+            "step": self.step,
+            "seconds": self.last_seconds,
+            "training_return": float(np.mean(self.recent_returns)) if self.recent_returns else None,
+            "evaluation_return": float(np.mean(returns)) if returns else None,
+            "evaluation_std": float(np.std(returns)) if returns else None,
+        }
+        self.write_json("summary.json", summary | {"evaluation_returns": returns})
+        speed = self.step / self.last_seconds
+        line = f"{self.step:,} steps in {self.last_seconds:,.0f} s ({speed:,.0f} steps/s)"
+        if self.recent_returns:
+            line += f"; training return {np.mean(self.recent_returns):,.1f}"
+            line += f" over the last {len(self.recent_returns)} episodes"
+        if returns:
+            line += f"; deterministic evaluation {np.mean(returns):,.1f} ± {np.std(returns):,.1f}"
+            line += f" over {len(returns)} episodes"
+        print(f"{line}; saved in {self.folder}")
+        if self.wandb:
+            self.wandb.summary.update(summary)
+            self.wandb.finish()
+        return self.folder
+
+    def interrupt(self, *_: object) -> None:
+        """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
+        self.on_signal(None)
+        self.interrupted = True
+        self.bar.write("Stopping after this update. Once more stops at once, without saving.")
+
+    def on_signal(self, handler: Callable | None) -> None:
+        """Sets what Ctrl-C and SIGTERM do; None: what they do anyway."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+    @contextmanager
+    def disk_errors(self) -> Iterator[None]:
+        """Adds to the error of a full or read-only disk what is saved, and what to do."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            message = f"cannot write to {self.folder}: {error}."
+            if (self.folder / "checkpoint.pt").exists():
+                message += f" Its checkpoint.pt still holds step {self.saved_step}."
+                message += f" Make room, then: {self.resume_command}"
+            raise OSError(message) from error
+
+    def write_row(self, table: str, row: dict[str, float]) -> None:
+        """Appends a row to a CSV file, whole and at once, so that a kill loses none; and to W&B."""
+        with self.disk_errors():
+            if table not in self.csv_files:  # buffering=1: line by line
+                file = open(self.folder / f"{table}.csv", "a", buffering=1)
+                self.csv_files[table] = file
+                if file.tell() == 0:
+                    print(*row, sep=",", file=file)
+            numbers = (f"{x:.7g}" if isinstance(x, float) else x for x in row.values())
+            print(*numbers, sep=",", file=self.csv_files[table])
+        if self.wandb:
+            self.wandb.log({"step": row["step"]} | {f"{table}/{k}": v for k, v in row.items()})
+
+    def write_json(self, name: str, content: dict) -> None:
+        text = json.dumps(content, indent=2, default=str) + "\n"
+        self.replace(name, lambda file: file.write(text.encode()))
+
+    def replace(self, name: str, write: Callable[[BinaryIO], object]) -> None:
+        """Writes a file beside the old one, then moves it into its place: never half a file."""
+        temporary = self.folder / f"{name}.tmp"
+        with self.disk_errors():
+            try:
+                with open(temporary, "wb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.folder / name)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Writes checkpoint.pt; the rows of the CSV files up to this step have gone out already."""
+        numpy_state = [
+            x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()
+        ]
+        checkpoint = {
+            "step": self.step,
+            "seconds": self.last_seconds,
+            "recent_returns": list(self.recent_returns),
+            "state": {name: part.state_dict() for name, part in self.state.items()},
+            "random": [random.getstate(), numpy_state, torch.get_rng_state()],
+            "cuda_random": torch.cuda.get_rng_state_all() if self.args.cuda else [],
+            "env_random": self.env.unwrapped.np_random.bit_generator.state if self.env else {},
+        }
+        self.replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
+        self.saved_step = self.step
+
+    def restore(self) -> float:
+        """Loads checkpoint.pt, cuts the CSV files back to its step; returns the seconds till then.
+
+        Raises:
+            ValueError: if the folder holds no run of this script on this environment.
+        """
+        env_id = stored_args(self.folder)["env_id"]
+        if env_id != self.args.env_id:
+            raise ValueError(f"{self.folder} is a run on {env_id}, env_id is {self.args.env_id}")
+        checkpoint = torch.load(
+            self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
+        )
+        for name, part in self.state.items():
+            part.load_state_dict(checkpoint["state"][name])
+        python_state, numpy_state, torch_state = checkpoint["random"]
+        random.setstate(python_state)
+        np.random.set_state(tuple(numpy_state))
+        torch.set_rng_state(torch_state)
+        if self.args.cuda and checkpoint["cuda_random"]:
+            torch.cuda.set_rng_state_all(checkpoint["cuda_random"])
+        if self.env:
+            self.env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
+        self.recent_returns.extend(checkpoint["recent_returns"])
+        self.step = self.saved_step = checkpoint["step"]
+        for path in self.folder.glob("*.csv"):
+            header, *rows = path.read_text().splitlines(keepends=True) or [""]
+            # A row starts with its step; a kill may have left half a row at the end.
+            rows = [
+                row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= self.step
+            ]
+            text = "".join([header, *rows])
+            self.replace(path.name, lambda file, text=text: file.write(text.encode()))
+        return checkpoint["seconds"]
+
+
+def stored_args(folder: Path) -> dict:
+    """The arguments of the run in this folder, for --resume.
+
+    Raises:
+        ValueError: if there is no run of this script.
+    """
+    path, script = Path(folder) / "args.json", Path(__file__).stem
+    if not (path.exists() and path.with_name("checkpoint.pt").exists()):
+        raise ValueError(f"resume is {folder}, which has no args.json and checkpoint.pt of a run")
+    content = json.loads(path.read_text())
+    if content["script"] != script:
+        raise ValueError(f"resume is {folder}, a run of {content['script']}.py, not of {script}.py")
+    return content["args"]
+
+
+def parse_args() -> Args:
+    """The command line; with --resume, the run's stored arguments in place of the defaults."""
+    description = __doc__.split("\n")[0]
+    args = tyro.cli(Args, description=description)
+    if args.resume is not None:
+        args = tyro.cli(Args, description=description, default=Args(**stored_args(args.resume)))
+    return args
+
+
+if __name__ == "__main__":
+    train(parse_args())
