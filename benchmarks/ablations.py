@@ -1,16 +1,14 @@
-"""Returns of ppo.py, and what each addition to PPO is worth: one of them taken out at a time.
+"""What each addition to PPO is worth: one of them taken out of ppo.py at a time.
 
-    python benchmarks/ablations.py returns --env-ids HalfCheetah-v4 Hopper-v4 --seeds 1 2 3
-    python benchmarks/ablations.py ablations --seeds 1 2
-    python benchmarks/ablations.py tables
+    python benchmarks/ablations.py --seeds 1 2
+    python benchmarks/ablations.py --table
 
 A variant is a list of flags and of replacements in the text of ppo.py, each of which must match
-exactly once. Results go to benchmarks/results/ppo.csv, one row for each run; what stands there
+exactly once. Results go to benchmarks/results/ablations.csv, one row for each run; what stands there
 already is not run again, so an interrupted benchmark goes on where it was.
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -21,8 +19,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "ppo.csv"
+from run import RESULTS, ROOT, append, commit, read
+
+ABLATIONS = RESULTS / "ablations.csv"
+ENV_ID, FLAGS = "HalfCheetah-v4", "--total-timesteps 500000"  # half the steps, twice the runs
 
 # name: (what it says in the table, flags, [(old text, new text), ...])
 VARIANTS = {
@@ -61,15 +61,6 @@ VARIANTS = {
     ),
 }  # fmt: skip
 
-# Flags of the environments that want others than the defaults, which are for MuJoCo.
-ENV_FLAGS = {
-    "CartPole-v1": "--total-timesteps 100000",
-    "Acrobot-v1": "--total-timesteps 500000",
-    "Pendulum-v1": "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 256",
-}
-
-ABLATION_FLAGS = "--total-timesteps 500000"  # half the steps, twice the runs
-
 
 def patched(variant: str) -> str:
     """The text of ppo.py with the variant's replacements."""
@@ -80,105 +71,61 @@ def patched(variant: str) -> str:
     return text
 
 
-def read_results() -> list[dict]:
-    if not RESULTS.exists():
-        return []
-    with open(RESULTS) as file:
-        return list(csv.DictReader(file))
-
-
-def commit() -> str:
-    """The commit that the results belong to; refuses scripts that differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    if subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "ppo.py"]).returncode:
-        sys.exit("ppo.py has changes that are not committed; commit them first")
-    return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
-
-
-def run(variant: str, env_id: str, seed: str, flags: str, revision: str) -> dict:
+def run(variant: str, seed: str, compiled: bool, revision: str) -> dict:
     """One run, in a folder of its own; returns its row."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "ppo.py").write_text(patched(variant))
-        command = [sys.executable, "-W", "ignore", "ppo.py", "--env-id", env_id, "--seed", seed]
-        command += ["--eval-episodes", "100", *VARIANTS[variant][1], *flags.split()]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        command = [sys.executable, "-W", "ignore", "ppo.py", "--env-id", ENV_ID, "--seed", seed]
+        command += ["--eval-episodes", "20", *VARIANTS[variant][1], *FLAGS.split()]
+        command += ["--compile"] * compiled
+        done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"{variant} {env_id} {seed}: {done.stderr}")
+            sys.exit(f"{variant} {seed}: {done.stderr}")
         (path,) = Path(folder).glob("runs/*/summary.json")
         summary = json.loads(path.read_text())
     return {
-        "variant": variant, "env_id": env_id, "seed": seed, "flags": flags, "steps": summary["step"],
+        "variant": variant, "seed": seed, "steps": summary["step"],
         "training_return": round(summary["training_return"], 1),
         "evaluation_return": round(summary["evaluation_return"], 1),
         "seconds": round(summary["seconds"]), "commit": revision,
     }  # fmt: skip
 
 
-def cells(rows: list[dict], column: str) -> str:
-    """Each seed's return, and their mean, as two cells of a table."""
-    numbers = [float(row[column]) for row in rows]
-    return " · ".join(f"{x:,.0f}" for x in numbers) + f" | **{statistics.mean(numbers):,.0f}**"
-
-
-def print_tables() -> None:
-    """Markdown: returns with the defaults on each environment, and the ablations."""
-    results = read_results()
-    head = "training return, seed by seed | mean | evaluation, seed by seed | mean |"
-    print(f"| environment | flags | {head}\n|---|---|---|---|---|---|")
-    for env_id in dict.fromkeys(row["env_id"] for row in results):
-        flags = ENV_FLAGS.get(env_id, "")
-        key = env_id, "default", flags
-        rows = [row for row in results if (row["env_id"], row["variant"], row["flags"]) == key]
-        if rows:
-            training, evaluation = (cells(rows, f"{x}_return") for x in ("training", "evaluation"))
-            print(f"| {env_id} | {f'`{flags}`' if flags else ''} | {training} | {evaluation} |")
-    print(f"\n| HalfCheetah-v4, 500,000 steps | {head}\n|---|---|---|---|---|")
+def table() -> str:
+    """Markdown: each variant's training return, seed by seed, and its mean beside the default's."""
+    rows, means, lines = read(ABLATIONS), {}, []
     for variant, (title, _, _) in VARIANTS.items():
-        key = variant, ABLATION_FLAGS
-        rows = [row for row in results if (row["variant"], row["flags"]) == key]
-        if rows:
-            training, evaluation = (cells(rows, f"{x}_return") for x in ("training", "evaluation"))
-            print(f"| {title} | {training} | {evaluation} |")
+        returns = [float(row["training_return"]) for row in rows if row["variant"] == variant]
+        if not returns:
+            continue
+        means[variant] = statistics.mean(returns)
+        change = means[variant] - means["default"] if "default" in means else 0
+        seeds = " · ".join(f"{number:,.0f}" for number in returns)
+        lines.append(f"| {title} | {seeds} | {means[variant]:,.0f} | {change:+,.0f} |")
+    head = f"| {ENV_ID}, 500,000 steps | training return, seed by seed | mean | change |"
+    return "\n".join([head, "|---|---|---|---|", *lines])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["returns", "ablations", "tables"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--env-ids", nargs="+", default=["HalfCheetah-v4"])
-    parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"])
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", nargs="+", default=["1", "2"])
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--compile", action="store_true", help="faster, the same within rounding")
+    parser.add_argument("--table", action="store_true", help="print the results, run nothing")
     options = parser.parse_args()
-    if options.what == "tables":
-        print_tables()
+    if options.table:
+        print(table())
         return
-    if options.what == "returns":
-        jobs = [
-            ("default", env_id, seed, ENV_FLAGS.get(env_id, ""))
-            for seed in options.seeds
-            for env_id in options.env_ids
-        ]
-    else:
-        jobs = [
-            (variant, "HalfCheetah-v4", seed, ABLATION_FLAGS)
-            for seed in options.seeds
-            for variant in options.variants
-        ]
-    names = "variant", "env_id", "seed", "flags"
-    done = {tuple(row[name] for name in names) for row in read_results()}
-    revision, lock = commit(), threading.Lock()
+    done = {(row["variant"], row["seed"]) for row in read(ABLATIONS)}
+    jobs = [(variant, seed) for seed in options.seeds for variant in options.variants]
+    revision, lock = commit(["ppo"]), threading.Lock()
     os.environ["OMP_NUM_THREADS"] = "1"
 
-    def work(job: tuple[str, str, str, str]) -> None:
-        row = run(*job, revision)
+    def work(job: tuple[str, str]) -> None:
+        row = run(*job, options.compile, revision)
         with lock:
-            RESULTS.parent.mkdir(exist_ok=True)
-            new = not RESULTS.exists()
-            with open(RESULTS, "a") as file:
-                writer = csv.DictWriter(file, row, lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
+            append(ABLATIONS, [row])
             print(*row.values(), flush=True)
 
     with ThreadPoolExecutor(options.workers) as pool:

@@ -1,16 +1,18 @@
-"""Steps per second of ppo.py beside Stable-Baselines3's PPO, at equal settings, in one run.
+"""Steps per second of the scripts beside Stable-Baselines3's, at equal settings, in one run.
 
-    pip install '.[benchmarks]' && python benchmarks/speed.py
+    pip install '.[benchmarks]' && python benchmarks/speed.py --scripts ppo a2c trpo
 
 Both train on the same environment with the same number of environments, rollout length, minibatch
 size, epochs, networks (two of 64-64 tanh) and one PyTorch thread. They take turns, so that whatever
-else the machine does hits both alike; the first two updates of each turn are not counted. ppo.py
-does more in that time: it standardises observations and returns, recomputes the advantages in each
-epoch and writes its logs. With --vec-normalize SB3 normalises too.
+else the machine does hits both alike; the first part of each turn is not counted. The scripts do
+more in that time: they standardise observations and returns, ppo.py recomputes its advantages in each
+epoch, and all write their logs. With --vec-normalize SB3 normalises too.
 """
 
 import argparse
+import contextlib
 import csv
+import importlib
 import os
 import platform
 import statistics
@@ -24,82 +26,91 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.filterwarnings("ignore")
 
+import sb3_contrib  # noqa: E402
+import stable_baselines3  # noqa: E402
 import torch  # noqa: E402
-from stable_baselines3 import PPO  # noqa: E402
 from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
 from stable_baselines3.common.vec_env import VecNormalize  # noqa: E402
 
-import ppo  # noqa: E402
+# script: (SB3's class, steps of a rollout over all environments or None for 5 in each,
+#          our arguments, SB3's arguments, updates before the clock starts, updates that count)
+PAIRS = {
+    "ppo": (
+        stable_baselines3.PPO, 2048, {"num_minibatches": 32}, {"batch_size": 64, "n_epochs": 10}, 2, 6,
+    ),
+    "a2c": (stable_baselines3.A2C, None, {}, {}, 100, 400),
+    "trpo": (
+        sb3_contrib.TRPO, 2048, {"cg_iterations": 15, "critic_batch_size": 128},
+        {"batch_size": 128, "cg_max_steps": 15, "n_critic_updates": 10}, 2, 6,
+    ),
+}  # fmt: skip
 
-WARM_UP, UPDATES, BATCH = 2, 6, 2048
 
-
-def ours(env_id: str, num_envs: int) -> float:
-    args = ppo.Args(
-        env_id=env_id, num_envs=num_envs, num_steps=BATCH // num_envs, num_minibatches=BATCH // 64,
-        total_timesteps=(WARM_UP + UPDATES) * BATCH, eval_episodes=0,
+def ours(script: str, env_id: str, num_envs: int, compiled: bool) -> float:
+    """Steps per second of our script, from its own log."""
+    _, rollout, settings, _, warm_up, updates = PAIRS[script]
+    module = importlib.import_module(script)
+    num_steps = rollout // num_envs if rollout else 5
+    args = module.Args(
+        env_id=env_id, num_envs=num_envs, num_steps=num_steps, eval_episodes=0, compile=compiled,
+        total_timesteps=(warm_up + updates) * num_steps * num_envs, checkpoint_every=10**9, **settings,
     )  # fmt: skip
-    folder = ppo.train(args)
+    folder = module.train(args)
     with open(folder / "updates.csv") as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
-    return UPDATES * BATCH / (seconds[-1] - seconds[WARM_UP - 1])
+    return updates * num_steps * num_envs / (seconds[-1] - seconds[warm_up - 1])
 
 
-def sb3(env_id: str, num_envs: int, normalize: bool) -> float:
+def theirs(script: str, env_id: str, num_envs: int, normalize: bool) -> float:
+    """Steps per second of SB3's counterpart."""
+    peer, rollout, _, settings, warm_up, updates = PAIRS[script]
     envs = make_vec_env(env_id, num_envs, seed=1)
     if normalize:
         envs = VecNormalize(envs)
-    model = PPO(
-        "MlpPolicy",
-        envs,
-        n_steps=BATCH // num_envs,
-        batch_size=64,
-        n_epochs=10,
-        device="cpu",
-        seed=1,
-    )
-    model.learn(WARM_UP * BATCH)
-    start = time.perf_counter()
-    model.learn(UPDATES * BATCH, reset_num_timesteps=False)
-    return UPDATES * BATCH / (time.perf_counter() - start)
+    num_steps = rollout // num_envs if rollout else 5
+    model = peer("MlpPolicy", envs, n_steps=num_steps, device="cpu", seed=1, **settings)
+    model.learn(warm_up * num_steps * num_envs)
+    start, steps = time.perf_counter(), updates * num_steps * num_envs
+    model.learn(steps, reset_num_timesteps=False)
+    return steps / (time.perf_counter() - start)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scripts", nargs="+", default=list(PAIRS), choices=PAIRS)
     parser.add_argument("--env-id", default="HalfCheetah-v4")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--vec-normalize", action="store_true", help="SB3 with VecNormalize")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    packages = ["torch", "gymnasium", "mujoco", "stable-baselines3"]
+    packages = ["torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"]
+    versions = [f"python {platform.python_version()}"]
+    print(", ".join(versions + [f"{name} {version(name)}" for name in packages]))
     print(
-        ", ".join(f"{name} {version(name)}" for name in packages),
-        f"python {platform.python_version()}",
+        "| script | environments | steps/s | with --compile | SB3 | ratio | with --compile | spread |"
     )
-    print("| environments | ppo.py, steps/s | SB3, steps/s | ratio | ratios of the turns |")
-    print("|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         os.chdir(folder)
-        sys.stderr = open(os.devnull, "w")  # progress bars
-        for num_envs in options.num_envs:
-            turns = []
-            for _ in range(options.repeats):
-                stdout, sys.stdout = sys.stdout, sys.stderr
-                turns.append(
-                    (
-                        ours(options.env_id, num_envs),
-                        sb3(options.env_id, num_envs, options.vec_normalize),
-                    )
+        for script in options.scripts:
+            for num_envs in options.num_envs:
+                turns = []
+                for _ in range(options.repeats):
+                    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                        speeds = [ours(script, options.env_id, num_envs, x) for x in (False, True)]
+                        peer = theirs(script, options.env_id, num_envs, options.vec_normalize)
+                    turns.append((*speeds, peer))
+                eager, compiled, peer = (statistics.median(column) for column in zip(*turns))
+                ratio, ratio_compiled = (
+                    statistics.median(turn[i] / turn[2] for turn in turns) for i in (0, 1)
                 )
-                sys.stdout = stdout
-            a, b = (statistics.median(column) for column in zip(*turns))
-            ratios = [x / y for x, y in turns]
-            spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
-            print(
-                f"| {num_envs} | {a:,.0f} | {b:,.0f} | {statistics.median(ratios):.2f} | {spread} |",
-                flush=True,
-            )
+                ratios = sorted(turn[1] / turn[2] for turn in turns)
+                print(
+                    f"| {script}.py | {num_envs} | {eager:,.0f} | {compiled:,.0f} | {peer:,.0f} | "
+                    f"{ratio:.2f} | {ratio_compiled:.2f} | {ratios[0]:.2f}-{ratios[-1]:.2f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

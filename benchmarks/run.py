@@ -1,0 +1,207 @@
+"""Scripts × environments × seeds, each as one plain command; results as small CSV files.
+
+    python benchmarks/run.py --scripts ppo trpo --env-ids HalfCheetah-v4 --seeds 1 2 3
+    python benchmarks/run.py ... --print        only prints the jobs, one command a line
+
+results/runs.csv has one row for each finished run; results/curves/<script>__<env_id>.csv the returns
+on the way, one row for each hundredth of the steps. What stands in runs.csv is not run again, and a
+run that was broken off goes on from its checkpoint, so an interrupted benchmark goes on where it was.
+The lines that --print prints may be run by anything: xargs, a cluster, another machine.
+"""
+
+import argparse
+import ast
+import csv
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "benchmarks" / "runs"  # not in the repository: the folders of runs that go on
+KEY = "script", "env_id", "seed", "flags"
+CURVE_POINTS = 100
+
+# Flags of a script on an environment, where it wants others than the defaults, which are for MuJoCo.
+FLAGS = {
+    ("reinforce", "CartPole-v1"): "--total-timesteps 200000",
+    ("reinforce_baseline", "CartPole-v1"): "--total-timesteps 200000",
+    ("a2c", "CartPole-v1"): "--total-timesteps 500000",
+    ("trpo", "CartPole-v1"): "--total-timesteps 100000",
+    ("ppo", "CartPole-v1"): "--total-timesteps 100000",
+    ("ppo", "Acrobot-v1"): "--total-timesteps 500000",
+    (
+        "ppo",
+        "Pendulum-v1",
+    ): "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 256",
+}
+
+
+def code_hash(text: str) -> str:
+    """A digest of what a script does: comments, docstrings and layout do not change it."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
+            node.body[0].value.value = ""
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:10]
+
+
+def commit(scripts: list[str]) -> str:
+    """The commit that the results belong to; refuses scripts that differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    paths = [f"{script}.py" for script in scripts]
+    if subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *paths], check=False).returncode:
+        sys.exit(f"{', '.join(paths)}: there are changes that are not committed; commit them first")
+    return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+
+
+def cpu() -> str:
+    """The processor's name and the number of cores."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, rows: list[dict]) -> None:
+    """Adds rows to a CSV file with one write, so that several processes may do so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def thinned(episodes: list[dict[str, str]], total: int) -> list[tuple[int, float]]:
+    """(step, mean return of the episodes that ended in the hundredth of the steps before it)."""
+    bins = {}
+    for row in episodes:
+        index = min(int(row["step"]) * CURVE_POINTS // (total + 1), CURVE_POINTS - 1)
+        bins.setdefault(index, []).append(float(row["return"]))
+    return [
+        ((index + 1) * total // CURVE_POINTS, round(statistics.mean(returns), 1))
+        for index, returns in sorted(bins.items())
+    ]
+
+
+def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int) -> dict:
+    """Runs a job, or what is left of it, on a copy of the script; its curve and row are written.
+
+    Raises:
+        RuntimeError: if the run failed, with what it printed.
+    """
+    script = job["script"]
+    name = "__".join(job[part] for part in KEY[:3])
+    folder = WORK / f"{name}__{code_hash(text)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{script}.py").write_text(text)
+    words = ["--env-id", job["env_id"], "--seed", job["seed"], *job["flags"].split()]
+    words += ["--eval-episodes", str(eval_episodes)]
+    if compiled and "compile: bool" in text:
+        words.append("--compile")
+    checkpoints = sorted(folder.glob("runs/*/checkpoint.pt"))
+    resume = ["--resume", str(checkpoints[-1].parent.relative_to(folder))] if checkpoints else []
+    command = [sys.executable, "-W", "ignore", f"{script}.py", *resume, *words]
+    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {' '.join(command)}\n{done.stdout}{done.stderr}")
+    run_folder = sorted(folder.glob("runs/*/summary.json"))[-1].parent
+    summary = json.loads((run_folder / "summary.json").read_text())
+    versions = json.loads((run_folder / "args.json").read_text())["versions"]
+    curve = thinned(read(run_folder / "episodes.csv"), summary["step"])
+    cell = f"{script}__{job['env_id']}.csv"
+    rows = [{"seed": job["seed"], "step": step, "return": value} for step, value in curve]
+    append(RESULTS / "curves" / cell, rows)
+    shutil.rmtree(folder)
+    return job | {
+        "steps": summary["step"],
+        "training_return": round(summary["training_return"], 1),
+        "evaluation_return": round(summary["evaluation_return"], 1),
+        "evaluation_std": round(summary["evaluation_std"], 1),
+        "seconds": round(summary["seconds"]),
+        "commit": revision,
+        "code": code_hash(text),
+        "command": shlex.join(["python", f"{script}.py", *words]),
+        "versions": ", ".join(f"{package} {number}" for package, number in versions.items()),
+        "cpu": cpu(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--scripts", nargs="+", required=True)
+    parser.add_argument(
+        "--env-ids", nargs="+", default=["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
+    )
+    parser.add_argument("--seeds", nargs="+", default=["1", "2", "3"])
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--compile", action="store_true", help="for the scripts that have it")
+    parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument("--print", action="store_true", help="print the jobs, run nothing")
+    options = parser.parse_args()
+    jobs = [
+        {"script": script, "env_id": env_id, "seed": seed, "flags": FLAGS.get((script, env_id), "")}
+        for seed in options.seeds
+        for script in options.scripts
+        for env_id in options.env_ids
+    ]
+    texts = {script: (ROOT / f"{script}.py").read_text() for script in options.scripts}
+    done = {tuple(row[part] for part in KEY) for row in read(RESULTS / "runs.csv")}
+    jobs = [job for job in jobs if tuple(job[part] for part in KEY) not in done]
+    if options.print:
+        for job in jobs:
+            words = ["python", "benchmarks/run.py", "--workers", "1", "--scripts", job["script"]]
+            words += ["--env-ids", job["env_id"], "--seeds", job["seed"]]
+            words += ["--eval-episodes", str(options.eval_episodes)]
+            print(shlex.join(words + ["--compile"] * options.compile))
+        return
+    revision, lock, finished, start = commit(options.scripts), threading.Lock(), [], time.time()
+
+    def work(job: dict) -> None:
+        try:
+            text = texts[job["script"]]
+            row = run(job, text, revision, options.compile, options.eval_episodes)
+        except RuntimeError as error:  # the others go on
+            print(error, flush=True)
+            return
+        with lock:
+            append(RESULTS / "runs.csv", [row])
+            finished.append(row)
+            left = (time.time() - start) / len(finished) * (len(jobs) - len(finished)) / 60
+            print(
+                f"[{len(finished)}/{len(jobs)}] {row['script']} {row['env_id']} seed {row['seed']}: "
+                f"training {row['training_return']:,}, evaluation {row['evaluation_return']:,}, "
+                f"{row['seconds']} s; about {left:.0f} min left",
+                flush=True,
+            )
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(work, jobs))
+    if len(finished) < len(jobs):
+        sys.exit(f"{len(jobs) - len(finished)} of {len(jobs)} runs failed; see above")
+
+
+if __name__ == "__main__":
+    main()
