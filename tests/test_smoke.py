@@ -164,6 +164,40 @@ def test_ablations_still_fit(monkeypatch):
         assert variant == "default" or words or replacements
 
 
+def test_benchmark_runner(monkeypatch, tmp_path, capsys):
+    """A job that was broken off is resumed, its row and its curve are complete; a finished one is skipped."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    runner = importlib.import_module("run")
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runner, "WORK", tmp_path / "work")
+    monkeypatch.setattr(runner, "commit", lambda scripts: "abc1234")
+    flags_ = "--total-timesteps 600 --batch-size 150"
+    monkeypatch.setitem(runner.FLAGS, ("reinforce", "Pendulum-v1"), flags_)
+    code = runner.code_hash((ROOT / "reinforce.py").read_text())
+    folder = tmp_path / "work" / f"reinforce__Pendulum-v1__3__{code}"
+    folder.mkdir(parents=True)
+    half = dict(env_id="Pendulum-v1", seed=3, total_timesteps=400, batch_size=150, eval_episodes=0)
+    assert run("reinforce", cwd=folder, **half).returncode == 0  # as far as it came
+    words = "--scripts reinforce --env-ids Pendulum-v1 --seeds 3 --workers 1 --eval-episodes 2"
+    monkeypatch.setattr("sys.argv", ["run.py", *words.split()])
+    runner.main()
+    (row,) = runner.read(tmp_path / "results" / "runs.csv")
+    assert row["steps"] == "600" and row["flags"] == flags_ and row["commit"] == "abc1234"
+    curve = runner.read(tmp_path / "results" / "curves" / "reinforce__Pendulum-v1.csv")
+    assert [int(point["step"]) for point in curve] == [204, 402, 600]  # hundredths: 200, 400, 600
+    assert float(row["training_return"]) == pytest.approx(
+        sum(float(point["return"]) for point in curve) / 3, abs=0.1
+    )
+    assert not folder.exists() and "[1/1] reinforce Pendulum-v1 seed 3" in capsys.readouterr().out
+    runner.main()
+    assert len(runner.read(tmp_path / "results" / "runs.csv")) == 1
+    report = importlib.import_module("report")
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    assert "| reinforce | Pendulum-v1 | 1 |" in report.returns()
+    text = (ROOT / "benchmarks.md").read_text()
+    assert report.fill(text, "returns", "| new |").count("| new |") == 1
+
+
 def test_readme_example():
     """The Python code in the README runs as it stands, but for its length."""
     text = (ROOT / "README.md").read_text()
