@@ -9,7 +9,7 @@ Idea
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
-    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; one σ for each dimension, in all states
+    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]
     [CS-9g]    ∇J = E[∇log π A]   with A = Q − V [CS-9f]: V is a baseline, and costs no bias
     [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
@@ -164,7 +164,7 @@ class DiagonalGaussian(Distribution):
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
-        # A copy of the parameter, which moves with the optimizer's next step; π_old must not.
+        # A copy: the parameter moves with the optimizer's next step, this distribution must not.
         self.mu, self.log_std, self.std = mean, log_std.clone(), log_std.exp()
 
     @property
@@ -233,7 +233,7 @@ class Actor(nn.Module):
         if self.discrete:
             return action + self.first_action
         action = (self.middle + self.half_range * action).clamp(self.low, self.high)
-        return action.unflatten(-1, self.action_shape)
+        return action.reshape(action.shape[:-1] + self.action_shape)
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ def policy_gradient_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
     Log-probabilities and weights, an estimate of Q or of A, both (B,) → scalar, to be minimised;
-    its gradient is −∇J, as the mean over the B steps.
+    its gradient estimates −∇J, up to a factor, as it is a mean over the B steps.
     """
     assert log_probs.shape == weights.shape
     # Ascent on the objective = descent on its negative.
@@ -820,7 +820,10 @@ class Run:
             self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
         )
         for name, part in self.state.items():
-            part.load_state_dict(checkpoint["state"][name])
+            saved = checkpoint["state"][name]
+            if isinstance(part, torch.optim.Optimizer):  # its moments; the step size is args' own
+                saved["param_groups"] = part.state_dict()["param_groups"]
+            part.load_state_dict(saved)
         python_state, numpy_state, torch_state = checkpoint["random"]
         random.setstate(python_state)
         np.random.set_state(tuple(numpy_state))

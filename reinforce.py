@@ -3,23 +3,25 @@
 Idea
     Play an episode; make each action more probable the better the episode went after it. No value
     function, no model: the gradient of the expected return is an expectation over what the policy
-    itself does, so playing is enough to estimate it. The estimate is unbiased, and very noisy.
+    itself does, so playing is enough to estimate it. The estimate is very noisy.
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
     [CS-2a]    π_θ(a|s) = P(A=a | S=s; θ)   is the policy
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
-    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; one σ for each dimension, in all states
+    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-6a]    G_t = Σ_{k=t..T} γ^{k−t} r_k
     [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]
     [CS-6b]    ĝ_t = ∇log π_θ(a_t|s_t) G_t   since E[G_t | s_t, a_t] = Q^π(s_t, a_t)
-    [CS-4a]    θ ← θ + α ∇J(θ)   by Adam
+    [CS-4a]    θ ← θ + α ∇J(θ)   here by a step of Adam
 
 Why the gradient is an expectation: the log-derivative trick
-    [CS-5.3a]  ∇π = π ∇log π turns Σ_τ ∇p_θ(τ) R(τ) into E_τ[R(τ) ∇log p_θ(τ)], and
+    [CS-5.3a]  ∇π = π ∇log π; likewise ∇p_θ(τ) = p_θ(τ) ∇log p_θ(τ), so with R(τ) = Σ_t γ^t r_t
+               ∇J = Σ_τ ∇p_θ(τ) R(τ) = E_τ[R(τ) ∇log p_θ(τ)]
     [AC-03c]   ∇log p_θ(τ) = Σ_t ∇log π_θ(a_t|s_t), as nature's part of p_θ(τ) has no θ in it.
-    Causality: r_k with k < t has the factor E[∇log π_θ(a_t|s_t)] = 0, so of R(τ) only the
-    rewards from t on remain with ∇log π_θ(a_t|s_t): the boxed theorem, with G_t for Q^π.
+    Causality: r_k with k < t is known before a_t is drawn, and E_a[∇log π_θ(a|s_t)] = ∇Σ_a π = 0;
+    so of R(τ) there remains Σ_{k≥t} γ^k r_k = γ^t G_t beside ∇log π_θ(a_t|s_t). That is the boxed
+    theorem [CS-5.4a]: γ^t belongs to d, the discounted visits of s, and E[G_t|s_t, a_t] = Q^π.
     [AC-02c]   ∇_θ log π = (a−μ_θ)/σ² · ∇_θ μ_θ   for the Gaussian: the mean moves to good actions
 
 Algorithm [CS-6alg]
@@ -32,13 +34,15 @@ Algorithm [CS-6alg]
     7.     θ ← θ + α (1/T) Σ_t ĝ_t
     8. end for
 
-Where the text leaves a choice. J is discounted, but line 6 has no γ^t in front, and neither has the
-code: later steps count as much as early ones. Line 7 is a sum in the box, a mean over the steps in
-[CS-6c], and here; with Adam only the direction matters.
+Where the text leaves a choice. Line 6 drops that γ^t, and so does the code: all visits of s count
+alike, and the estimate is without bias for γ = 1 only. Line 7 is a sum in the box, a mean in
+[CS-6c]; here the mean over all steps of the batch. A time limit counts as an end, so the late steps
+before it have short returns; without a critic nothing else can be done (a2c.py has one).
 
 Not in the text [impl]
     lines 3 to 6 for several episodes before line 7: batch_size steps and more    Duan 2016
-    returns standardised over the batch: a constant baseline, and a unit          Duan 2016
+    returns standardised over the batch: a constant baseline, and a unit   PyTorch, examples
+    (the box to the letter, but for Adam: --batch-size 1 --no-norm-returns)
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
@@ -103,7 +107,7 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
     learning_rate: float = 1e-3  # α, step size of Adam [CS-4a]
-    batch_size: int = 2048  # an update waits for whole episodes of so many steps; 1: each episode
+    batch_size: int = 2048  # an update waits for whole episodes of so many steps; 1: for each one
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     norm_returns: bool = True  # standardise the returns of each batch
 
@@ -157,7 +161,7 @@ class DiagonalGaussian(Distribution):
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
-        # A copy of the parameter, which moves with the optimizer's next step; π_old must not.
+        # A copy: the parameter moves with the optimizer's next step, this distribution must not.
         self.mu, self.log_std, self.std = mean, log_std.clone(), log_std.exp()
 
     @property
@@ -226,7 +230,7 @@ class Actor(nn.Module):
         if self.discrete:
             return action + self.first_action
         action = (self.middle + self.half_range * action).clamp(self.low, self.high)
-        return action.unflatten(-1, self.action_shape)
+        return action.reshape(action.shape[:-1] + self.action_shape)
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
@@ -240,10 +244,10 @@ class Actor(nn.Module):
 def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
     """G_t = Σ_{k=t..T} γ^{k−t} r_k  [CS-6a]
 
-    The rewards of one whole episode (T,) → (T,), by the recursion G_t = r_t + γ G_{t+1}.
+    The rewards of one whole episode of T steps, (T,) → (T,), by G_t = r_t + γ G_{t+1}.
     """
     returns, future = [], 0.0
-    for reward in rewards.flip(0):  # t = T, ..., 0
+    for reward in rewards.flip(0):  # from the last step back to the first
         future = reward + gamma * future  # [CS-6a]
         returns.append(future)
     return torch.stack(returns[::-1])
@@ -253,7 +257,7 @@ def policy_gradient_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
     Log-probabilities and weights, an estimate of Q or of A, both (B,) → scalar, to be minimised;
-    its gradient is −∇J, as the mean over the B steps.
+    its gradient estimates −∇J, up to a factor, as it is a mean over the B steps.
     """
     assert log_probs.shape == weights.shape
     # Ascent on the objective = descent on its negative.
@@ -276,6 +280,7 @@ def play_episode(env: gym.Env, actor: Actor, run: Run) -> tuple[Tensor, Tensor, 
     while not done:
         if run.step == run.args.total_timesteps:
             if not run.recent_returns:
+                run.on_signal(None)
                 raise ValueError(
                     f"no episode of {run.args.env_id} ended within {run.step} steps, and this "
                     "script learns from whole episodes; raise total_timesteps, or use a2c.py"
@@ -342,7 +347,7 @@ def train(args: Args) -> Path:
         optimizer.zero_grad()
         policy_loss.backward()
 
-        # 7. θ ← θ + α (1/T) Σ_t ĝ_t
+        # 7. θ ← θ + α (1/T) Σ_t ĝ_t, here with all the batch's steps for T [CS-6c].
         optimizer.step()  # [CS-4a]
 
         # 8. End for: the episodes have served. [impl] The statistics move here only.
@@ -350,7 +355,7 @@ def train(args: Args) -> Path:
         run.log_update(
             policy_loss=policy_loss.detach(),
             entropy=dist.entropy().mean().detach(),
-            mean_return=returns.mean(),
+            discounted_return=returns.mean(),  # of all steps, not only the first of each episode
             episodes=len(episodes),
         )
     env.close()
@@ -723,7 +728,10 @@ class Run:
             self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
         )
         for name, part in self.state.items():
-            part.load_state_dict(checkpoint["state"][name])
+            saved = checkpoint["state"][name]
+            if isinstance(part, torch.optim.Optimizer):  # its moments; the step size is args' own
+                saved["param_groups"] = part.state_dict()["param_groups"]
+            part.load_state_dict(saved)
         python_state, numpy_state, torch_state = checkpoint["random"]
         random.setstate(python_state)
         np.random.set_state(tuple(numpy_state))

@@ -9,21 +9,21 @@ Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
     [CS-5.1/5.2]  J = E[V(s₀)]; V^π(s) = Σ_a π(a|s) Q^π(s,a)
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
-    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; one σ for each dimension, in all states
+    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-6a]    G_t = Σ_{k=t..T} γ^{k−t} r_k
     [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]
-    [CS-9e]    b(s_t) = V^π(s_t)   learnt by V_w
+    [CS-9e]    b(s_t) = V^π(s_t)   learnt by V_w, here from whole returns G_t; by TD in a2c.py
     [CS-9f]    A = Q − V ≈ G_t − V(s_t)
     [CS-9a]    ĝ_t = ∇log π (G_t − b(s_t))
     [CS-9g]    ∇J = E[∇log π A]
     [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = G_t
 
 Why the baseline costs no bias
-    [CS-9b]    E_a[∇log π(a|s) b(s)] = 0, because it is b(s) Σ_a π ∇log π = b(s) Σ_a ∇π = b(s) ∇1:
-    whatever b(s) is, pushing all actions of a state by the same weight changes nothing in the mean.
+    [CS-9b]    E_a[∇log π(a|s) b(s)] = 0: it is b(s) Σ_a π ∇log π = b(s) Σ_a ∇π = b(s) ∇1 = 0.
+    Whatever b(s) is, pushing all actions of a state by the same weight changes nothing in the mean.
     It must not depend on the action; so V_w is asked before it is fitted to that action's return.
 
-Algorithm: that of reinforce.py, with the baseline in lines 6 and 8
+Algorithm: that of reinforce.py, with the baseline in line 6, and line 8 new
     1. initialise the policy θ and the critic w
     2. for each episode:
     3.     sample a trajectory τ by following π_θ
@@ -42,7 +42,8 @@ Not in the text [impl]
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
 
 Changed from reinforce.py
-    Critic; b = V(s_t) is subtracted from the returns; the critic's fit follows the policy's step.
+    Critic; b = V(s_t) is subtracted from the returns (norm_adv takes the place of norm_returns);
+    the critic's fit follows the policy's step, with its own arguments and --compile.
 
 Run
     python reinforce_baseline.py --env-id HalfCheetah-v4
@@ -104,7 +105,7 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
     learning_rate: float = 1e-3  # α, step size of Adam [CS-4a]
-    batch_size: int = 2048  # an update waits for whole episodes of so many steps; 1: each episode
+    batch_size: int = 2048  # an update waits for whole episodes of so many steps; 1: for each one
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     norm_adv: bool = True  # standardise the weights G − b of each batch
     critic_learning_rate: float = 1e-3  # step size of the critic's Adam
@@ -162,7 +163,7 @@ class DiagonalGaussian(Distribution):
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
-        # A copy of the parameter, which moves with the optimizer's next step; π_old must not.
+        # A copy: the parameter moves with the optimizer's next step, this distribution must not.
         self.mu, self.log_std, self.std = mean, log_std.clone(), log_std.exp()
 
     @property
@@ -231,7 +232,7 @@ class Actor(nn.Module):
         if self.discrete:
             return action + self.first_action
         action = (self.middle + self.half_range * action).clamp(self.low, self.high)
-        return action.unflatten(-1, self.action_shape)
+        return action.reshape(action.shape[:-1] + self.action_shape)
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
@@ -264,10 +265,10 @@ class Critic(nn.Module):
 def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
     """G_t = Σ_{k=t..T} γ^{k−t} r_k  [CS-6a]
 
-    The rewards of one whole episode (T,) → (T,), by the recursion G_t = r_t + γ G_{t+1}.
+    The rewards of one whole episode of T steps, (T,) → (T,), by G_t = r_t + γ G_{t+1}.
     """
     returns, future = [], 0.0
-    for reward in rewards.flip(0):  # t = T, ..., 0
+    for reward in rewards.flip(0):  # from the last step back to the first
         future = reward + gamma * future  # [CS-6a]
         returns.append(future)
     return torch.stack(returns[::-1])
@@ -277,11 +278,20 @@ def policy_gradient_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
     Log-probabilities and weights, an estimate of Q or of A, both (B,) → scalar, to be minimised;
-    its gradient is −∇J, as the mean over the B steps.
+    its gradient estimates −∇J, up to a factor, as it is a mean over the B steps.
     """
     assert log_probs.shape == weights.shape
     # Ascent on the objective = descent on its negative.
     return -(log_probs * weights).mean()  # [CS-5.4a]
+
+
+def value_loss(values: Tensor, targets: Tensor) -> Tensor:
+    """L_VF = (V_w(s_t) − V_t^target)²  [X-VF]
+
+    Both (B,) → scalar, the mean over the B steps, to be minimised.
+    """
+    assert values.shape == targets.shape
+    return ((values - targets) ** 2).mean()  # [X-VF]
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
@@ -306,6 +316,7 @@ def play_episode(env: gym.Env, actor: Actor, run: Run) -> tuple[Tensor, Tensor, 
     while not done:
         if run.step == run.args.total_timesteps:
             if not run.recent_returns:
+                run.on_signal(None)
                 raise ValueError(
                     f"no episode of {run.args.env_id} ended within {run.step} steps, and this "
                     "script learns from whole episodes; raise total_timesteps, or use a2c.py"
@@ -341,20 +352,18 @@ def train(args: Args) -> Path:
     actor = Actor(env.observation_space, env.action_space).to(device)
     critic = Critic(env.observation_space).to(device)
     optimizer = torch.optim.Adam(actor.parameters(), args.learning_rate, fused=True)
-    w = list(critic.parameters())
-    critic_optimizer = torch.optim.Adam(w, args.critic_learning_rate, fused=True)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), args.critic_learning_rate, fused=True)
 
     def critic_gradient(observations: Tensor, targets: Tensor) -> Tensor:
-        """The gradient of L_VF, in units of the returns' std; returns L_VF."""
-        errors = (critic(observations) - targets) ** 2  # [X-VF]
-        value_loss = errors.mean() / critic.return_norm.std**2
-        value_loss.backward()
-        return value_loss.detach()
+        """The gradient of L_VF, left in w; returns L_VF. Both in units of the returns' variance."""
+        loss = value_loss(critic(observations), targets) / critic.return_norm.std**2
+        loss.backward()
+        return loss.detach()
 
     if args.compile:
         critic_gradient = compiled(critic_gradient, device)
-    parts = dict(actor=actor, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
-    run = Run(args, env, **parts)
+    state = dict(actor=actor, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
+    run = Run(args, env, **state)
 
     if run.step == 0:  # seeded once; a resumed run has its random generator back
         env.reset(seed=10**6 * args.seed)
@@ -389,7 +398,7 @@ def train(args: Args) -> Path:
         optimizer.zero_grad()
         policy_loss.backward()
 
-        # 7. θ ← θ + α (1/T) Σ_t ĝ_t
+        # 7. θ ← θ + α (1/T) Σ_t ĝ_t, here with all the batch's steps for T [CS-6c].
         optimizer.step()  # [CS-4a]
 
         # 8. Fit V_w to the returns. [impl] First the statistics move; they do so here only.
@@ -409,7 +418,7 @@ def train(args: Args) -> Path:
             value_loss=torch.stack(losses).mean(),
             entropy=dist.entropy().mean().detach(),
             explained_variance=explained_variance(baseline, returns),
-            mean_return=returns.mean(),
+            discounted_return=returns.mean(),  # of all steps, not only the first of each episode
             episodes=len(episodes),
         )
     env.close()
@@ -782,7 +791,10 @@ class Run:
             self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
         )
         for name, part in self.state.items():
-            part.load_state_dict(checkpoint["state"][name])
+            saved = checkpoint["state"][name]
+            if isinstance(part, torch.optim.Optimizer):  # its moments; the step size is args' own
+                saved["param_groups"] = part.state_dict()["param_groups"]
+            part.load_state_dict(saved)
         python_state, numpy_state, torch_state = checkpoint["random"]
         random.setstate(python_state)
         np.random.set_state(tuple(numpy_state))

@@ -9,7 +9,7 @@ Idea
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
-    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; one σ for each dimension, in all states
+    [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
     [X-GAE]    Â_t = Σ_l (γλ)^l δ_{t+l}
     [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   a ratio, not the reward
@@ -171,7 +171,7 @@ class DiagonalGaussian(Distribution):
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
-        # A copy of the parameter, which moves with the optimizer's next step; π_old must not.
+        # A copy: the parameter moves with the optimizer's next step, this distribution must not.
         self.mu, self.log_std, self.std = mean, log_std.clone(), log_std.exp()
 
     @property
@@ -240,7 +240,7 @@ class Actor(nn.Module):
         if self.discrete:
             return action + self.first_action
         action = (self.middle + self.half_range * action).clamp(self.low, self.high)
-        return action.unflatten(-1, self.action_shape)
+        return action.reshape(action.shape[:-1] + self.action_shape)
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
@@ -425,6 +425,15 @@ def line_search(
     return 0.0
 
 
+def value_loss(values: Tensor, targets: Tensor) -> Tensor:
+    """L_VF = (V_w(s_t) − V_t^target)²  [X-VF]
+
+    Both (B,) → scalar, the mean over the B steps, to be minimised.
+    """
+    assert values.shape == targets.shape
+    return ((values - targets) ** 2).mean()  # [X-VF]
+
+
 def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
     """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant one."""
     variance = targets.var(correction=0).clamp(min=1e-8)
@@ -491,11 +500,10 @@ def train(args: Args) -> Path:
     critic_optimizer = torch.optim.Adam(w, args.critic_learning_rate, fused=True)
 
     def critic_gradient(observations: Tensor, targets: Tensor) -> Tensor:
-        """The gradient of L_VF, in units of the returns' std; returns L_VF."""
-        errors = (critic(observations) - targets) ** 2  # [X-VF]
-        value_loss = errors.mean() / critic.return_norm.std**2
-        value_loss.backward()
-        return value_loss.detach()
+        """The gradient of L_VF, left in w; returns L_VF. Both in units of the returns' variance."""
+        loss = value_loss(critic(observations), targets) / critic.return_norm.std**2
+        loss.backward()
+        return loss.detach()
 
     if args.compile:
         critic_gradient = compiled(critic_gradient, device)
@@ -938,7 +946,10 @@ class Run:
             self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
         )
         for name, part in self.state.items():
-            part.load_state_dict(checkpoint["state"][name])
+            saved = checkpoint["state"][name]
+            if isinstance(part, torch.optim.Optimizer):  # its moments; the step size is args' own
+                saved["param_groups"] = part.state_dict()["param_groups"]
+            part.load_state_dict(saved)
         python_state, numpy_state, torch_state = checkpoint["random"]
         random.setstate(python_state)
         np.random.set_state(tuple(numpy_state))

@@ -128,6 +128,13 @@ def test_actions_are_scaled_and_clipped_per_dimension():
     assert start_at_3.to_env(tensor([0, 1])).tolist() == [3, 4]
 
 
+def test_action_of_no_dimensions():
+    """A Box of shape () holds one number; a batch of such actions has shape (B,)."""
+    actor = ppo.Actor(THREE_FEATURES, gym.spaces.Box(-2.0, 2.0, ()))
+    assert actor.to_env(tensor([[0.5], [3.0]])).tolist() == [1.0, 2.0]
+    assert actor.mode(torch.zeros(4, 3)).shape == (4,)
+
+
 # ── Running statistics ────────────────────────────────────────────────────────────────────────────
 
 
@@ -665,6 +672,17 @@ def test_critic_learns_a_constant():
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     critic.load_state_dict(checkpoint["state"]["critic"])
     assert critic(torch.ones(1, 1)).item() == pytest.approx(7, abs=0.01)
+
+
+def test_value_loss_by_hand():
+    """[X-VF] mean of (1 − 3)² and (5 − 4)²; the gradient is 2 (V − V_target)/B."""
+    values = tensor([1.0, 5.0], requires_grad=True)
+    for script in (reinforce_baseline, trpo):
+        loss = script.value_loss(values, tensor([3.0, 4.0]))
+        assert loss.item() == 2.5
+        assert torch.autograd.grad(loss, values)[0].tolist() == [-2.0, 1.0]
+        with pytest.raises(AssertionError):
+            script.value_loss(values, torch.zeros(2, 1))
 
 
 # ── A2C ───────────────────────────────────────────────────────────────────────────────────────────

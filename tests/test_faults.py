@@ -14,6 +14,7 @@ from conftest import EPISODIC, OFF_POLICY, SCRIPTS, TINY, run, start, table, wit
 
 ON_POLICY = [script for script in SCRIPTS if script not in OFF_POLICY]
 PARALLEL = [script for script in ON_POLICY if script not in EPISODIC]  # N environments
+MAIN_RATE = {"trpo": ("critic", "critic_learning_rate")}  # its policy has no step size
 BATCH = 64  # steps between two rows of updates.csv in the tiny runs of the N-environment scripts
 
 
@@ -149,6 +150,21 @@ def test_checkpoint_restores_everything(script):
         assert steps[1] > steps[0] > 0  # Adam's moments went on, and did not begin anew
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_win_over_the_checkpoint(script):
+    """A step size given beside --resume is the one that is used: with 0 nothing moves any more."""
+    module = importlib.import_module(script)
+    settings = dict(env_id="Pendulum-v1", **TINY[script]) | {"eval_episodes": 0}
+    folder = module.train(module.Args(**settings))
+    first = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+    settings["total_timesteps"] += 400
+    network, rate = MAIN_RATE.get(script, ("actor", "learning_rate"))
+    module.train(module.Args(**settings | {rate: 0.0}, resume=folder))
+    second = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+    for name in [name for name in first[network] if "norm" not in name]:
+        assert torch.equal(first[network][name], second[network][name]), name
+
+
 # ── Bad input ─────────────────────────────────────────────────────────────────────────────────────
 
 BAD = [
@@ -277,9 +293,7 @@ def test_diverged_parameters(script, tmp_path):
     """A learning rate beyond all reason breaks the parameters, not the checkpoint."""
     module = importlib.import_module(script)
     settings = TINY[script] | dict(env_id="Pendulum-v1", checkpoint_every=10**6)
-    broken, rate = (
-        ("critic", "critic_learning_rate") if script == "trpo" else ("actor", "learning_rate")
-    )
+    broken, rate = MAIN_RATE.get(script, ("actor", "learning_rate"))
     with pytest.raises(FloatingPointError, match=f"{broken}.*still holds step 0"):
         module.train(module.Args(**settings | {rate: 1e38}))
     checkpoint = torch.load(only_folder(tmp_path) / "checkpoint.pt", weights_only=True)

@@ -43,6 +43,7 @@ SHARED = {
     # equations
     "td_errors": ["a2c", "a3c", "trpo", "ppo"],
     "gae": ["trpo", "ppo"],
+    "value_loss": ["reinforce_baseline", "trpo"],
     "explained_variance": WITH_V,
     "policy_gradient_loss": ["reinforce", "reinforce_baseline", "a2c", "a3c"],
     "discounted_returns": EPISODIC,
