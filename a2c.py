@@ -11,38 +11,44 @@ Equations, in the order of the code
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
     [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]
-    [CS-9g]    ∇J = E[∇log π A]   with A = Q − V [CS-9f]: V is a baseline, and costs no bias
+    [CS-9g]    ∇J = E[∇log π A]   with A = Q − V [CS-9f]: subtracting V costs no bias [CS-9b]
     [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
     [AC-07a]   Â_t = Σ_{k<n} γ^k r_{t+k} + γ^n V(s_{t+n}) − V(s_t)
+               The bootstrap γ^n V(s_{t+n}) is biased as long as V_w is wrong; it takes the place of
+               all later rewards, and of their variance. Larger n: less bias, more variance.
     [CS-10a]   ĝ_t = ∇log π Â_t   and with n = 1 it is ĝ_t = ∇log π δ_t [CS-10c]
-    [CS-10d]   L_critic = δ_t²   here with Â_t for δ_t, so (V^target − V(s_t))² [X-VF]
+    [CS-10d]   L_critic = δ_t²   here (V_w(s_t) − V_t^target)² [X-VF], V_t^target = Â_t + V(s_t), a
+               constant: no gradient flows through it
     [CS-8.1a]  J_ent = J + β E_s[H(π(·|s))]
-    [AC-09c]   L = L_PG − c₁ L_critic + β H   with ∇L_PG = ĝ; to be maximised over θ and w
+    [AC-09c]   L = L_PG − c₁ L_critic + β H   to be maximised over θ and w; L_PG = E_t[log π Â_t] in
+               place of the text's L_CLIP
 
 Algorithm [AC-07b]
     1. initialise the policy θ and the critic w
     2. play T steps in each of N environments
     3. advantages Â, each with all the steps that are left: n = T − t, or up to the episode's end
+       (the text: one fixed n)
     4. one step up the objective L, averaged over the T·N samples
     5. discard the rollout, back to 2
 
 A3C has N workers, each with one environment and a copy of θ and w; each sends its gradient to the
 shared parameters whenever it is ready, computed at parameters that may be out of date by then.
-A2C waits for all and takes their mean: the same batch, nothing out of date, nothing to lock.
-Two networks and not one with two heads: the critic's errors then cannot disturb the policy.
+A2C waits for all N, and takes one step along the mean gradient: no gradient is out of date, and
+the N rollouts are one batch for the processor. Where the text shares a backbone, here are two
+networks: no weight is torn between two losses.
 
 Not in the text [impl]
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
-    values standardised by the returns' running mean and std            Andrychowicz 2021, 3.3
+    values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
     Â in units of the same standard deviation                           tianshou, examples/mujoco
-    RMSprop, its ε = 1e-5; step size lowered to 0; gradient's norm limited   OpenAI Baselines, a2c
+    RMSprop; step size lowered to 0; the gradient's norm limited        OpenAI Baselines, a2c
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
     time limits bootstrap                                               Pardo 2018
 
 Changed from reinforce_baseline.py
     n_step_advantages takes the place of G − b: the critic bootstraps, so unfinished episodes count;
-    N environments; one step follows one objective for θ and w, with the entropy bonus.
+    N environments; one RMSprop follows one objective for θ and w, with the entropy bonus.
 
 Run
     python a2c.py --env-id HalfCheetah-v4
@@ -244,8 +250,8 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """V_w(s), in the units of the rewards.
 
-    [impl] The network inside works with the returns' running mean as its zero and their standard
-    deviation as its unit, so that nothing that it has to learn depends on the scale of the rewards.
+    [impl] The network inside works with the running mean of its targets as zero and their standard
+    deviation as unit, so that what it has to learn does not depend on the scale of the rewards.
     """
 
     def __init__(self, observation_space: gym.Space) -> None:
@@ -326,13 +332,13 @@ def actor_critic_loss(
     """
     dist = actor(observations)
     log_probs = dist.log_prob(actions)
-    # [impl] In units of the returns' std, as the value loss: else one of them drowns the other.
+    # [impl] In units of the targets' std, as the value loss: else one of them drowns the other.
     weights = advantages / critic.return_norm.std  # A = Q − V [CS-9f]
     policy_loss = policy_gradient_loss(log_probs, weights)  # [CS-10a] [CS-9g]
 
     values = critic(observations)
     errors = (values - targets) ** 2  # [CS-10d] [X-VF]
-    value_loss = errors.mean() / critic.return_norm.std**2  # in units of the returns' std
+    value_loss = errors.mean() / critic.return_norm.std**2  # in units of the targets' std
 
     entropy = dist.entropy().mean()
     bonus = args.ent_coef * entropy  # [CS-8.1a]
@@ -405,15 +411,15 @@ def train(args: Args) -> Path:
     parameters = [*actor.parameters(), *critic.parameters()]
     optimizer = torch.optim.RMSprop(parameters, args.learning_rate, eps=1e-5, foreach=True)
 
-    def gradient(*batch: Tensor) -> Tensor:
-        """The gradient of −L, limited to its greatest norm; returns what is logged."""
+    def backward(*batch: Tensor) -> Tensor:
+        """Leaves the gradient of −L, limited to its greatest norm; returns what is logged."""
         loss, *terms = actor_critic_loss(actor, critic, *batch, args)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=True)
         return torch.stack((*terms, grad_norm)).detach()
 
     if args.compile:
-        gradient = compiled(gradient, device)
+        backward = compiled(backward, device)
     run = Run(args, actor=actor, critic=critic, optimizer=optimizer)
 
     # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
@@ -433,17 +439,18 @@ def train(args: Args) -> Path:
             transitions = rewards, values, next_values, terminations, truncations
             advantages = n_step_advantages(*transitions, args.gamma)  # (T, N)
             targets = advantages + values
+        # [impl] They move before the critic's step, which makes up for it.
+        critic.obs_norm.update(observations.flatten(0, 1))
+        critic.return_norm.update(targets.flatten())
 
         # 4. One step up the objective L, averaged over the T·N samples.
         samples = observations, actions, advantages, targets
-        losses = gradient(*(tensor.flatten(0, 1) for tensor in samples))  # [AC-07b]
+        losses = backward(*(tensor.flatten(0, 1) for tensor in samples))  # [AC-07b]
         optimizer.step()
         optimizer.zero_grad()
 
-        # 5. Discard the rollout. [impl] The statistics move here only, not while it is played.
+        # 5. Discard the rollout. [impl] The actor's statistics move here only.
         actor.obs_norm.update(observations.flatten(0, 1))
-        critic.obs_norm.update(observations.flatten(0, 1))
-        critic.return_norm.update(targets.flatten())
         names = "policy_loss", "value_loss", "entropy", "grad_norm"
         run.log_update(
             **dict(zip(names, losses)),
@@ -510,7 +517,8 @@ def compiled(update: Callable, device: torch.device) -> Callable:
     dynamo = importlib.import_module("torch._dynamo")
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
         dynamo.config.trace_autograd_ops = True
-    return torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
+    graph = torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
+    return lambda *batch: graph(*batch).clone()  # CUDA graphs write each output to the same place
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

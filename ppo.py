@@ -28,7 +28,7 @@ Algorithm [AC-09d]
 
 Not in the text [impl]; the README tells what most of it is worth
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
-    values standardised by the returns' running mean and std            Andrychowicz 2021, 3.3
+    values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
     advantages and value targets recomputed in every epoch              Andrychowicz 2021, 3.5
     advantages standardised in each minibatch                           OpenAI Baselines, ppo2
     Adam, its ε = 1e-5; step size lowered to 0; gradient's norm limited  OpenAI Baselines, ppo2
@@ -250,8 +250,8 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """V_w(s), in the units of the rewards.
 
-    [impl] The network inside works with the returns' running mean as its zero and their standard
-    deviation as its unit, so that nothing that it has to learn depends on the scale of the rewards.
+    [impl] The network inside works with the running mean of its targets as zero and their standard
+    deviation as unit, so that what it has to learn does not depend on the scale of the rewards.
     """
 
     def __init__(self, observation_space: gym.Space) -> None:
@@ -346,7 +346,7 @@ def ppo_objective(
         reach = args.clip_coef * critic.return_norm.std
         clipped_values = old_values + (values - old_values).clamp(-reach, reach)
         errors = torch.maximum(errors, (clipped_values - targets) ** 2)
-    value_loss = errors.mean() / critic.return_norm.std**2  # in units of the returns' std
+    value_loss = errors.mean() / critic.return_norm.std**2  # in units of the targets' std
 
     entropy = dist.entropy().mean()
     bonus = args.ent_coef * entropy  # [CS-8.1a]
@@ -430,15 +430,15 @@ def train(args: Args) -> Path:
     parameters = [*actor.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(parameters, args.learning_rate, eps=1e-5, fused=True)
 
-    def gradient(*minibatch: Tensor) -> Tensor:
-        """The gradient of −L, limited to its greatest norm; returns what is logged."""
+    def backward(*minibatch: Tensor) -> Tensor:
+        """Leaves the gradient of −L, limited to its greatest norm; returns what is logged."""
         objective, *terms = ppo_objective(actor, critic, *minibatch, args)
         (-objective).backward()  # Ascent on the objective = descent on its negative.
         grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=True)
         return torch.stack((*terms, grad_norm)).detach()
 
     if args.compile:
-        gradient = compiled(gradient, device)
+        backward = compiled(backward, device)
     run = Run(args, actor=actor, critic=critic, optimizer=optimizer)
 
     # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
@@ -457,7 +457,7 @@ def train(args: Args) -> Path:
             old_values = critic(observations)  # (T, N)
 
         losses = []
-        for _ in range(args.update_epochs):
+        for epoch in range(args.update_epochs):
             # 4. Advantages Â by GAE, and value targets, by the critic as it now is [impl].
             # The target is a constant: no gradient flows through it.
             with torch.no_grad():
@@ -465,6 +465,9 @@ def train(args: Args) -> Path:
                 transitions = rewards, values, next_values, terminations, truncations
                 advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)
                 targets = advantages + values
+            if epoch == 0:  # [impl] They move before the critic's fit, which makes up for it.
+                critic.obs_norm.update(observations.flatten(0, 1))
+                critic.return_norm.update(targets.flatten())
 
             # 5. For each minibatch of the shuffled samples a step of Adam up the objective L.
             samples = observations, actions, old_log_probs, advantages, old_values, targets
@@ -472,7 +475,7 @@ def train(args: Args) -> Path:
             order = torch.randperm(T * N, device=device)
             minibatches = (tensor[order].tensor_split(args.num_minibatches) for tensor in samples)
             for minibatch in zip(*minibatches):
-                losses.append(gradient(*minibatch))
+                losses.append(backward(*minibatch))
                 optimizer.step()
                 optimizer.zero_grad()
 
@@ -486,11 +489,9 @@ def train(args: Args) -> Path:
             log_probs = actor(observations).log_prob(actions)  # of the new policy
             ratio = (log_probs - old_log_probs).exp()
 
-        # 6. Discard the rollout. [impl] The statistics move here only: had they moved between
-        # acting and the update, the ratio would not start at 1.
+        # 6. Discard the rollout. [impl] The actor's statistics move here only: had they moved
+        # between acting and the update, the ratio would not start at 1.
         actor.obs_norm.update(observations.flatten(0, 1))
-        critic.obs_norm.update(observations.flatten(0, 1))
-        critic.return_norm.update(targets.flatten())
         names = "clipped_surrogate", "value_loss", "entropy", "grad_norm"
         run.log_update(
             **dict(zip(names, torch.stack(losses).mean(0))),  # means over all minibatches
@@ -559,7 +560,8 @@ def compiled(update: Callable, device: torch.device) -> Callable:
     dynamo = importlib.import_module("torch._dynamo")
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
         dynamo.config.trace_autograd_ops = True
-    return torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
+    graph = torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
+    return lambda *batch: graph(*batch).clone()  # CUDA graphs write each output to the same place
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

@@ -36,7 +36,7 @@ Algorithm: that of reinforce.py, with the baseline in line 6, and line 8 new
 Not in the text [impl]
     lines 3 to 6 for several episodes before line 7: batch_size steps and more    Duan 2016
     the weights G − b standardised over the batch                       OpenAI Spinning Up, vpg
-    values standardised by the returns' running mean and std            Andrychowicz 2021, 3.3
+    values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
@@ -243,8 +243,8 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """V_w(s), in the units of the rewards.
 
-    [impl] The network inside works with the returns' running mean as its zero and their standard
-    deviation as its unit, so that nothing that it has to learn depends on the scale of the rewards.
+    [impl] The network inside works with the running mean of its targets as zero and their standard
+    deviation as unit, so that what it has to learn does not depend on the scale of the rewards.
     """
 
     def __init__(self, observation_space: gym.Space) -> None:
@@ -354,14 +354,14 @@ def train(args: Args) -> Path:
     optimizer = torch.optim.Adam(actor.parameters(), args.learning_rate, fused=True)
     critic_optimizer = torch.optim.Adam(critic.parameters(), args.critic_learning_rate, fused=True)
 
-    def critic_gradient(observations: Tensor, targets: Tensor) -> Tensor:
-        """The gradient of L_VF, left in w; returns L_VF. Both in units of the returns' variance."""
+    def critic_backward(observations: Tensor, targets: Tensor) -> Tensor:
+        """Leaves L_VF's gradient in w; returns L_VF. Both in units of the targets' variance."""
         loss = value_loss(critic(observations), targets) / critic.return_norm.std**2
         loss.backward()
         return loss.detach()
 
     if args.compile:
-        critic_gradient = compiled(critic_gradient, device)
+        critic_backward = compiled(critic_backward, device)
     state = dict(actor=actor, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
     run = Run(args, env, **state)
 
@@ -401,16 +401,17 @@ def train(args: Args) -> Path:
         # 7. θ ← θ + α (1/T) Σ_t ĝ_t, here with all the batch's steps for T [CS-6c].
         optimizer.step()  # [CS-4a]
 
-        # 8. Fit V_w to the returns. [impl] First the statistics move; they do so here only.
+        # 8. Fit V_w to the returns. [impl] First the statistics move; the fit makes up for it.
         actor.obs_norm.update(observations)
         critic.obs_norm.update(observations)
         critic.return_norm.update(returns)
         losses = []
         for _ in range(args.critic_epochs):
             order = torch.randperm(len(returns), device=device)
-            minibatches = (x[order].split(args.critic_batch_size) for x in (observations, returns))
+            shuffled = observations[order], returns[order]
+            minibatches = (tensor.split(args.critic_batch_size) for tensor in shuffled)
             for minibatch in zip(*minibatches):
-                losses.append(critic_gradient(*minibatch))
+                losses.append(critic_backward(*minibatch))
                 critic_optimizer.step()
                 critic_optimizer.zero_grad()
         run.log_update(
@@ -481,7 +482,8 @@ def compiled(update: Callable, device: torch.device) -> Callable:
     dynamo = importlib.import_module("torch._dynamo")
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
         dynamo.config.trace_autograd_ops = True
-    return torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
+    graph = torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
+    return lambda *batch: graph(*batch).clone()  # CUDA graphs write each output to the same place
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

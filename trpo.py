@@ -16,14 +16,14 @@ Equations, in the order of the code
     [AC-08a]   max_θ E[π_θ/π_old · A] subject to E[KL(π_old ‖ π_θ)] ≤ δ
     [X-FVP]    F v = ∇((∇E[KL])ᵀ v)   F is the Hessian of E[KL] at θ_old: Fisher's information
     [X-CG]     solve F x = g by conjugate gradient   with g = ∇E[π_θ/π_old · A] at θ_old
-    [X-STEP]   θ' = θ + √(2δ / xᵀFx) · x   since E[KL] ≈ ½ sᵀFs for a short step s
+    [X-STEP]   θ' = θ + √(2δ / xᵀFx) · x   since E[KL] ≈ ½ sᵀFs for a short step s; that is δ here
     [X-LS]     shrink until KL ≤ δ and the surrogate improves, else keep θ_old
     [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = Â_t + V(s_t)
 
 Algorithm
     1. initialise the policy θ and the critic w
     2. play T steps in each of N environments with π_old = π_θ
-    3. log π_old(a|s) of all T·N actions, and their advantages Â by GAE
+    3. advantages Â of all T·N actions by GAE, and log π_old(a|s)
     4. the gradient g of the surrogate at θ_old, and x = F⁻¹g
     5. the full step √(2δ / xᵀFx) · x, shortened until it keeps the constraint and improves
     6. fit V_w to the value targets, by steps of Adam down L_VF
@@ -32,10 +32,11 @@ The text speaks of computing F. With d parameters that is a d × d matrix, which
 conjugate gradient asks only for products F v, and each is two derivatives of a scalar.
 
 Not in the text [impl]
-    F + damping · I in place of F: the KL is flat in some directions    Schulman 2015, app. C
+    F + damping · I in place of F: the KL is flat in some directions. The step then ends somewhat
+        inside the trust region, and is seldom shortened                OpenAI Baselines, trpo_mpi
     advantages standardised over the batch                              OpenAI Baselines, trpo_mpi
     the critic by minibatches of Adam, not by its own natural gradient  OpenAI Baselines, trpo_mpi
-    values standardised by the returns' running mean and std            Andrychowicz 2021, 3.3
+    values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
@@ -50,6 +51,7 @@ Run
 
 References
     Schulman et al. 2015, Trust region policy optimization, arXiv:1502.05477
+    Schulman et al. 2016, High-dimensional continuous control using GAE, arXiv:1506.02438
     Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
     Pardo et al. 2018, Time limits in reinforcement learning, arXiv:1712.00378
 """
@@ -251,8 +253,8 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """V_w(s), in the units of the rewards.
 
-    [impl] The network inside works with the returns' running mean as its zero and their standard
-    deviation as its unit, so that nothing that it has to learn depends on the scale of the rewards.
+    [impl] The network inside works with the running mean of its targets as zero and their standard
+    deviation as unit, so that what it has to learn does not depend on the scale of the rewards.
     """
 
     def __init__(self, observation_space: gym.Space) -> None:
@@ -348,28 +350,31 @@ def fisher_vector_product(
 
 
 def conjugate_gradient(
-    matvec: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-10
+    matvec: Callable[[Tensor], Tensor], g: Tensor, iterations: int, tolerance: float = 1e-10
 ) -> Tensor:
     """solve F x = g by conjugate gradient  [X-CG]
 
     Args:
         matvec: v (d,) → F v (d,), for a symmetric positive definite F.
-        b: g, (d,).
-        tolerance: it stops early once |F x − g|² is below.
+        g: (d,).
+        tolerance: it stops early once |g − F x|² is not above this share of |g|².
 
     Returns:
         x, (d,): with as many iterations as dimensions the solution, with fewer close to it.
     """
-    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
+    # The x that is sought is where gᵀx − ½ xᵀFx is greatest; the residual g − F x is its gradient.
+    x, residual, direction = torch.zeros_like(g), g.clone(), g.clone()
     squares = residual @ residual
+    enough = tolerance * squares
     for _ in range(iterations):
-        if squares < tolerance:
+        if squares <= enough:
             break
         product = matvec(direction)
-        length = squares / (direction @ product)
+        length = squares / (direction @ product)  # to the greatest value along this direction
         x = x + length * direction  # [X-CG]
         residual = residual - length * product
         new_squares = residual @ residual
+        # Conjugate to all directions before, dᵀFd' = 0: what they have gained is not undone.
         direction = residual + (new_squares / squares) * direction
         squares = new_squares
     return x
@@ -391,7 +396,8 @@ def assign(parameters: list[Tensor], theta: Tensor) -> None:
     torch.nn.utils.vector_to_parameters would leave them as views of the vector, so that the last
     bits of what they compute would change when they are saved and loaded.
     """
-    for parameter, part in zip(parameters, theta.split([x.numel() for x in parameters])):
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, part in zip(parameters, theta.split(sizes)):
         parameter.copy_(part.view_as(parameter))
 
 
@@ -402,7 +408,7 @@ def line_search(
     evaluate_policy: Callable[[], tuple[Tensor, Tensor]],
     max_kl: float,
     attempts: int,
-) -> float:
+) -> tuple[float, Tensor, Tensor]:
     """shrink until KL ≤ δ and the surrogate improves, else keep θ_old  [X-LS]
 
     Args:
@@ -411,18 +417,18 @@ def line_search(
         evaluate_policy: → the surrogate and E[KL(π_old ‖ π_θ)] at the parameters as they are.
 
     Returns:
-        the fraction of the step that was taken; 0 if none.
+        the fraction of the step that was taken, 0 if none; the surrogate and E[KL] where it ended.
     """
     old_theta = parameters_to_vector(parameters)
-    old_surrogate, _ = evaluate_policy()
+    old_surrogate, old_kl = evaluate_policy()
     for attempt in range(attempts):
         fraction = 0.8**attempt
         assign(parameters, old_theta + fraction * step)
         new_surrogate, kl = evaluate_policy()
         if kl <= max_kl and new_surrogate > old_surrogate:  # [X-LS] [AC-08a]; NaN fails both
-            return fraction
+            return fraction, new_surrogate, kl
     assign(parameters, old_theta)
-    return 0.0
+    return 0.0, old_surrogate, old_kl
 
 
 def value_loss(values: Tensor, targets: Tensor) -> Tensor:
@@ -499,14 +505,14 @@ def train(args: Args) -> Path:
     theta, w = list(actor.parameters()), list(critic.parameters())
     critic_optimizer = torch.optim.Adam(w, args.critic_learning_rate, fused=True)
 
-    def critic_gradient(observations: Tensor, targets: Tensor) -> Tensor:
-        """The gradient of L_VF, left in w; returns L_VF. Both in units of the returns' variance."""
+    def critic_backward(observations: Tensor, targets: Tensor) -> Tensor:
+        """Leaves L_VF's gradient in w; returns L_VF. Both in units of the targets' variance."""
         loss = value_loss(critic(observations), targets) / critic.return_norm.std**2
         loss.backward()
         return loss.detach()
 
     if args.compile:
-        critic_gradient = compiled(critic_gradient, device)
+        critic_backward = compiled(critic_backward, device)
     run = Run(args, actor=actor, critic=critic, critic_optimizer=critic_optimizer)
 
     # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
@@ -516,7 +522,7 @@ def train(args: Args) -> Path:
         obs, *rollout = play(envs, obs, actor, T, run)
         observations, actions, rewards, next_observations, terminations, truncations = rollout
 
-        # 3. log π_old(a|s) of all T·N actions, and their advantages Â by GAE.
+        # 3. Advantages Â of all T·N actions by GAE, and log π_old(a|s).
         # The target is a constant: no gradient flows through it.
         with torch.no_grad():
             values, next_values = critic(observations), critic(next_observations)  # (T, N)
@@ -549,25 +555,26 @@ def train(args: Args) -> Path:
             return surrogate(log_probs, old_log_probs, advantages), mean_kl(old_dist, dist)
 
         step = full_step(x, fisher(x), args.max_kl)  # (d,)
-        fraction = line_search(theta, step, evaluate_policy, args.max_kl, args.line_search_steps)
-        with torch.no_grad():
-            new_surrogate, kl = evaluate_policy()
+        search = theta, step, evaluate_policy, args.max_kl, args.line_search_steps
+        fraction, new_surrogate, kl = line_search(*search)
 
-        # 6. Fit V_w to the value targets.
+        # 6. Fit V_w to the value targets. [impl] First its statistics move; the fit makes up for it.
+        critic.obs_norm.update(observations)
+        critic.return_norm.update(targets)
         losses = []
         for _ in range(args.critic_epochs):
             order = torch.randperm(T * N, device=device)
-            minibatches = (x[order].split(args.critic_batch_size) for x in (observations, targets))
+            shuffled = observations[order], targets[order]
+            minibatches = (tensor.split(args.critic_batch_size) for tensor in shuffled)
             for minibatch in zip(*minibatches):
-                losses.append(critic_gradient(*minibatch))
+                losses.append(critic_backward(*minibatch))
                 critic_optimizer.step()
                 critic_optimizer.zero_grad()
 
-        # 7. Discard the rollout. [impl] The statistics move here only: had they moved between
-        # acting and the update, the KL would not start at 0.
+        # 7. Discard the rollout. [impl] The actor's statistics move here only: had they moved
+        # between acting and the step, the KL would not start at 0. What this adds to the change
+        # of the policy is not bounded by δ, but it is small after the first rollouts.
         actor.obs_norm.update(observations)
-        critic.obs_norm.update(observations)
-        critic.return_norm.update(targets)
         run.log_update(
             surrogate=new_surrogate,
             kl=kl,
@@ -636,7 +643,8 @@ def compiled(update: Callable, device: torch.device) -> Callable:
     dynamo = importlib.import_module("torch._dynamo")
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
         dynamo.config.trace_autograd_ops = True
-    return torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
+    graph = torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
+    return lambda *batch: graph(*batch).clone()  # CUDA graphs write each output to the same place
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

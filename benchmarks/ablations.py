@@ -31,7 +31,6 @@ VARIANTS = {
         "advantages computed once per rollout, not in every epoch",
         [],
         [
-            ("        for _ in range(args.update_epochs):", "        for epoch in range(args.update_epochs):"),
             ("            with torch.no_grad():\n                values, next", "            if epoch == 0:\n              with torch.no_grad():\n                values, next"),
         ],
     ),
@@ -40,13 +39,13 @@ VARIANTS = {
         [],
         [
             ("        actor.obs_norm.update(observations.flatten(0, 1))\n", ""),
-            ("        critic.obs_norm.update(observations.flatten(0, 1))\n", ""),
+            ("                critic.obs_norm.update(observations.flatten(0, 1))\n", ""),
         ],
     ),
     "no-return-norm": (
         "values and their loss in the rewards' own units",
         [],
-        [("        critic.return_norm.update(targets.flatten())\n", "")],
+        [("                critic.return_norm.update(targets.flatten())\n", "")],
     ),
     "no-norm-adv": ("advantages not standardised", ["--no-norm-adv"], []),
     "no-anneal-lr": ("constant step size", ["--no-anneal-lr"], []),

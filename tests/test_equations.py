@@ -988,7 +988,7 @@ def test_conjugate_gradient():
 
 
 def test_conjugate_gradient_stops():
-    """A gradient of 0 has the solution 0, not 0/0; and no product is computed in vain."""
+    """A gradient of 0 has the solution 0, not 0/0; no product is computed in vain; no scale is too small."""
     calls = []
 
     def matvec(v):
@@ -999,6 +999,8 @@ def test_conjugate_gradient_stops():
     assert not calls
     assert trpo.conjugate_gradient(matvec, torch.ones(3), 10).tolist() == [0.5] * 3
     assert len(calls) == 1  # an identity is solved in one step
+    tiny = torch.full((3,), 1e-9)
+    torch.testing.assert_close(trpo.conjugate_gradient(matvec, tiny, 10), tiny / 2)
 
 
 def test_full_step():
@@ -1012,7 +1014,7 @@ def test_full_step():
 
 
 def search(answers, max_kl=0.01, attempts=4):
-    """A line search in which the k-th question is answered by answers[k]: fraction, θ, θ seen, θ_old."""
+    """A line search in which the k-th question is answered by answers[k]."""
     parameters, seen = [torch.randn(2, 3), torch.randn(4)], []
     old = [parameter.clone() for parameter in parameters]
     step, answers = torch.randn(10), iter(answers)
@@ -1021,15 +1023,16 @@ def search(answers, max_kl=0.01, attempts=4):
         seen.append(trpo.parameters_to_vector(parameters))
         return tuple(map(tensor, next(answers)))
 
-    fraction = trpo.line_search(parameters, step, evaluate_policy, max_kl, attempts)
-    return fraction, parameters, seen, old, step
+    fraction, surrogate, kl = trpo.line_search(parameters, step, evaluate_policy, max_kl, attempts)
+    final = (surrogate.item(), kl.item())
+    return fraction, final, parameters, seen, old, step
 
 
 def test_line_search_shrinks():
     """[X-LS] the first length that keeps KL ≤ δ and improves the surrogate is taken, 0.8² of the step."""
     answers = [(1.0, 0.0), (2.0, 0.02), (0.9, 0.005), (1.1, 0.01)]
-    fraction, parameters, seen, old, step = search(answers)
-    assert fraction == pytest.approx(0.64)
+    fraction, final, parameters, seen, old, step = search(answers)
+    assert fraction == pytest.approx(0.64) and final == pytest.approx((1.1, 0.01))
     old = trpo.parameters_to_vector(old)
     for theta, expected in zip(seen, (0, 1, 0.8, 0.64)):
         torch.testing.assert_close(theta, old + expected * step)
@@ -1041,8 +1044,8 @@ def test_line_search_shrinks():
 )
 def test_line_search_gives_up(answer):
     """[X-LS] nothing but an improvement within the trust region moves θ, by not a bit."""
-    fraction, parameters, seen, old, _ = search([(1.0, 0.0), *[answer] * 4])
-    assert fraction == 0 and len(seen) == 5
+    fraction, final, parameters, seen, old, _ = search([(1.0, 0.0), *[answer] * 4])
+    assert fraction == 0 and final == (1.0, 0.0) and len(seen) == 5
     assert all(torch.equal(a, b) for a, b in zip(parameters, old))
 
 
