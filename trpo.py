@@ -558,7 +558,7 @@ def train(args: Args) -> Path:
         search = theta, step, evaluate_policy, args.max_kl, args.line_search_steps
         fraction, new_surrogate, kl = line_search(*search)
 
-        # 6. Fit V_w to the value targets. [impl] First its statistics move; the fit makes up for it.
+        # 6. Fit V_w to the targets. [impl] First its statistics move; the fit makes up for it.
         critic.obs_norm.update(observations)
         critic.return_norm.update(targets)
         losses = []
