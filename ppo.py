@@ -35,7 +35,6 @@ Not in the text [impl]; the README tells what most of it is worth
     two networks of two layers of 64 tanh units                         Schulman 2017, 6.1
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
-    λ = 0.9 rather than 0.95                                            Andrychowicz 2021, 3.4
     time limits bootstrap                                               Pardo 2018
 
 Changed from trpo.py
@@ -108,7 +107,7 @@ class Args:
     num_steps: int = 32  # T, steps in each environment per rollout [AC-09d]
     anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
     gamma: float = 0.99  # γ, discount factor [CS-3a]
-    gae_lambda: float = 0.9  # λ, decay of the weights of later TD errors [X-GAE]
+    gae_lambda: float = 0.95  # λ, decay of the weights of later TD errors [X-GAE]
     num_minibatches: int = 32  # minibatches that each epoch is cut into
     update_epochs: int = 10  # K, epochs over each rollout [AC-09d]
     norm_adv: bool = True  # standardise the advantages of each minibatch

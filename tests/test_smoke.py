@@ -41,6 +41,12 @@ def test_train(script, env_id):
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == total
     actor.load_state_dict(checkpoint["state"]["actor"])
+    # The statistics have seen every observation: of REINFORCE's, those of the finished episodes.
+    used = sum(row["length"] for row in episodes) if script in EPISODIC else total
+    for network in checkpoint["state"].keys() & {"actor", "critic"}:
+        state = checkpoint["state"][network]
+        counts = [value for name, value in state.items() if name.endswith("count")]
+        assert counts and all(count == used for count in counts), network
     moved = [(a != b).any() for a, b in zip(untrained, actor.parameters())]
     assert all(moved)
     summary = json.loads((folder / "summary.json").read_text())
