@@ -344,11 +344,11 @@ def train(args: Args) -> Path:
             weights = (weights - weights.mean()) / (weights.std() + 1e-8)
         dist = actor(observations)
         policy_loss = policy_gradient_loss(dist.log_prob(actions), weights)  # [CS-6b]
-        optimizer.zero_grad()
         policy_loss.backward()
 
         # 7. θ ← θ + α (1/T) Σ_t ĝ_t, here with all the batch's steps for T [CS-6c].
         optimizer.step()  # [CS-4a]
+        optimizer.zero_grad()
 
         # 8. End for: the episodes have served. [impl] The statistics move here only.
         actor.obs_norm.update(observations)

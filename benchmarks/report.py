@@ -1,4 +1,4 @@
-"""Writes the tables of results/ into benchmarks.md, between its markers.
+"""Writes the tables of results/ into benchmarks.md and README.md, between their markers.
 
     python benchmarks/report.py
 
@@ -10,10 +10,11 @@ import random
 import re
 import statistics
 
+import ablations
 from run import FLAGS, RESULTS, ROOT, read
 
 ORDER = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac"]
-PAGE = ROOT / "benchmarks.md"
+MUJOCO = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
 
 # The best published final value over several seeds that we know of, and its source.
 PUBLISHED = {
@@ -46,50 +47,74 @@ def number(x: float) -> str:
     return f"{x:,.1f}" if abs(x) < 1000 and x != int(x) else f"{x:,.0f}"
 
 
+def cells() -> dict[tuple[str, str], list[dict[str, str]]]:
+    """(script, environment) → its rows in order of the seeds, with the flags that are current."""
+    found = {}
+    for row in read(RESULTS / "runs.csv"):
+        if row["flags"] == FLAGS.get((row["script"], row["env_id"]), ""):
+            found.setdefault((row["script"], row["env_id"]), []).append(row)
+    for rows in found.values():
+        rows.sort(key=lambda row: int(row["seed"]))
+    return dict(sorted(found.items(), key=lambda item: (ORDER.index(item[0][0]), item[0][1])))
+
+
+def spread(numbers: list[float]) -> str:
+    std = statistics.stdev(numbers) if numbers[1:] else 0.0
+    return f"**{number(statistics.mean(numbers))}** ± {number(std)}"
+
+
 def returns() -> str:
     """One row for each script and environment."""
     head = "script | environment | seeds | training return | 95 % | evaluation | published | "
     lines = [f"| {head} each seed's training return |", "|---|---|---|---|---|---|---|---|"]
-    rows = [row for row in read(RESULTS / "runs.csv")]
-    cells = dict.fromkeys((row["script"], row["env_id"]) for row in rows)
-    for script, env_id in sorted(cells, key=lambda cell: (ORDER.index(cell[0]), cell[1])):
-        flags = FLAGS.get((script, env_id), "")
-        mine = [
-            row
-            for row in rows
-            if (row["script"], row["env_id"], row["flags"]) == (script, env_id, flags)
-        ]
-        mine.sort(key=lambda row: int(row["seed"]))
-        training = [float(row["training_return"]) for row in mine]
-        evaluation = statistics.mean(float(row["evaluation_return"]) for row in mine)
-        mean, std = statistics.mean(training), statistics.stdev(training) if mine[1:] else 0.0
+    for (script, env_id), rows in cells().items():
+        training = [float(row["training_return"]) for row in rows]
+        evaluation = [float(row["evaluation_return"]) for row in rows]
         low, high = interval(training)
-        published, verdict = "", ""
+        published = ""
         if (script, env_id) in PUBLISHED:
             best, source = PUBLISHED[script, env_id]
-            verdict = " ✓" if mean >= best else " ✗ below"
-            published = f"{best:,} ({source}){verdict}"
+            verdict = "✓" if statistics.mean(training) >= best else "✗ below"
+            published = f"{best:,} ({source}) {verdict}"
         lines.append(
-            f"| {script} | {env_id} | {len(mine)} | **{number(mean)}** ± {number(std)} | {number(low)} to "
-            f"{number(high)} | {number(evaluation)} | {published} | {' · '.join(map(number, training))} |"
+            f"| {script} | {env_id} | {len(rows)} | {spread(training)} | {number(low)} to {number(high)} | "
+            f"{spread(evaluation)} | {published} | {' · '.join(map(number, training))} |"
         )
+    return "\n".join(lines)
+
+
+def headline() -> str:
+    """Scripts × MuJoCo environments: training return, seeds, and the best published value."""
+    found, lines = cells(), [f"| | {' | '.join(MUJOCO)} |", "|---|" + "---|" * len(MUJOCO)]
+    for script in ORDER:
+        texts = []
+        for env_id in MUJOCO:
+            training = [float(row["training_return"]) for row in found.get((script, env_id), [])]
+            best = PUBLISHED.get((script, env_id))
+            text = f"{spread(training)} ({len(training)})" if training else "-"
+            texts.append(text + (f", published {best[0]:,}" if best else ""))
+        if any(text[0] != "-" for text in texts):
+            lines.append(f"| {script}.py | {' | '.join(texts)} |")
     return "\n".join(lines)
 
 
 def fill(text: str, name: str, content: str) -> str:
     """Puts the content between <!-- name --> and <!-- /name -->."""
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    assert len(re.findall(pattern, text, re.DOTALL)) == 1, (
-        f"{PAGE.name} has no single place for {name}"
-    )
-    return re.sub(
-        pattern, lambda match: match[1] + content + "\n" + match[2], text, flags=re.DOTALL
-    )
+    assert len(re.findall(pattern, text, re.S)) == 1, f"there is no single place for {name}"
+    return re.sub(pattern, lambda match: match[1] + content + "\n" + match[2], text, flags=re.S)
 
 
 def main() -> None:
-    text = PAGE.read_text()
-    PAGE.write_text(fill(text, "returns", returns()))
+    places = {
+        "benchmarks.md": {"returns": returns()},
+        "README.md": {"headline": headline(), "ablations": ablations.table()},
+    }
+    for page, contents in places.items():
+        text = (ROOT / page).read_text()
+        for name, content in contents.items():
+            text = fill(text, name, content)
+        (ROOT / page).write_text(text)
 
 
 if __name__ == "__main__":

@@ -1076,6 +1076,27 @@ def test_trust_region_of_a_real_run(monkeypatch, env_id):
     assert gradients and max(gradients) < 1e-5
 
 
+def test_trpo_keeps_the_policy_that_acted(monkeypatch):
+    """Trap 18: log π_old is what each action had when it was drawn, though it is computed afterwards."""
+    drawn, seen, sample, surrogate = [], [], trpo.DiagonalGaussian.sample, trpo.surrogate
+
+    def spy_sample(dist):
+        actions = sample(dist)
+        drawn.append(dist.log_prob(actions))
+        return actions
+
+    def spy_surrogate(log_probs, old_log_probs, advantages):
+        seen.append(old_log_probs)
+        return surrogate(log_probs, old_log_probs, advantages)
+
+    monkeypatch.setattr(trpo.DiagonalGaussian, "sample", spy_sample)
+    monkeypatch.setattr(trpo, "surrogate", spy_surrogate)
+    train_trpo(env_id="Pendulum-v1")
+    old_log_probs = torch.cat(list(dict.fromkeys(seen)))  # each rollout's tensor once
+    assert len(old_log_probs) == 2048
+    torch.testing.assert_close(old_log_probs, torch.cat(drawn), rtol=1e-4, atol=1e-4)
+
+
 def test_adversarial_step_changes_nothing(monkeypatch):
     """[X-LS] in train: a direction that only makes it worse leaves every parameter of the policy as it was."""
     actors, init = [], trpo.Actor.__init__

@@ -56,6 +56,34 @@ def test_train(script, env_id):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_no_gradient_is_left_over(monkeypatch, script):
+    """Each backward pass starts from gradients of zero: no update adds to the one before it."""
+    module, networks, passes, backward = (
+        importlib.import_module(script),
+        [],
+        [],
+        torch.Tensor.backward,
+    )
+    for name in {"Actor", "Critic"} & vars(module).keys():
+
+        def init(self, *spaces, original=getattr(module, name).__init__):
+            original(self, *spaces)
+            networks.append(self)
+
+        monkeypatch.setattr(getattr(module, name), "__init__", init)
+
+    def spy(loss, *args, **more):
+        for parameter in (parameter for network in networks for parameter in network.parameters()):
+            assert parameter.grad is None or not parameter.grad.any()
+        passes.append(loss)
+        return backward(loss, *args, **more)
+
+    monkeypatch.setattr(torch.Tensor, "backward", spy)
+    module.train(module.Args(env_id="Pendulum-v1", **TINY[script] | {"eval_episodes": 0}))
+    assert len(passes) >= 3 and networks
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluation_is_deterministic_and_changes_nothing(script):
     module = importlib.import_module(script)
     env = module.make_env("Pendulum-v1")
