@@ -59,8 +59,8 @@ def cells() -> dict[tuple[str, str], list[dict[str, str]]]:
 
 
 def spread(numbers: list[float]) -> str:
-    std = statistics.stdev(numbers) if numbers[1:] else 0.0
-    return f"**{number(statistics.mean(numbers))}** ± {number(std)}"
+    mean, std = statistics.mean(numbers), statistics.stdev(numbers) if numbers[1:] else 0.0
+    return f"**{number(mean)}** ± {std:,.{0 if abs(mean) >= 1000 else 1}f}"
 
 
 def returns() -> str:
