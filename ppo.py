@@ -299,11 +299,12 @@ def gae(
     errors = td_errors(rewards, values, next_values, terminations, gamma)  # δ
     done = (terminations.bool() | truncations.bool()).to(rewards.dtype)
     traces = gamma * gae_lambda * (1 - done)
-    advantages, advantage = [], torch.zeros_like(rewards[0])  # each (N,)
-    for td_error, trace in zip(errors.flip(0), traces.flip(0)):  # t = T−1, ..., 0
+    advantages, advantage = [], 0.0
+    # From t = T−1 to 0, in NumPy, which is quicker at so small sums: each is of shape (N,).
+    for td_error, trace in zip(*(x.flip(0).numpy(force=True) for x in (errors, traces))):
         advantage = td_error + trace * advantage  # [X-GAE]
         advantages.append(advantage)
-    return torch.stack(advantages[::-1])
+    return torch.as_tensor(np.stack(advantages[::-1])).to(rewards)
 
 
 def clipped_surrogate(
