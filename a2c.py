@@ -440,7 +440,7 @@ def train(args: Args) -> Path:
             transitions = rewards, values, next_values, terminations, truncations
             advantages = n_step_advantages(*transitions, args.gamma)  # (T, N)
             targets = advantages + values
-        # [impl] They move before the critic's step, which makes up for it.
+        # [impl] First the critic's statistics move; its steps make up for it.
         critic.obs_norm.update(observations.flatten(0, 1))
         critic.return_norm.update(targets.flatten())
 

@@ -466,7 +466,7 @@ def train(args: Args) -> Path:
                 transitions = rewards, values, next_values, terminations, truncations
                 advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)
                 targets = advantages + values
-            if epoch == 0:  # [impl] They move before the critic's fit, which makes up for it.
+            if epoch == 0:  # [impl] First the critic's statistics move; its fit makes up for it.
                 critic.obs_norm.update(observations.flatten(0, 1))
                 critic.return_norm.update(targets.flatten())
 

@@ -83,6 +83,41 @@ def test_no_gradient_is_left_over(monkeypatch, script):
     assert len(passes) >= 3 and networks
 
 
+@pytest.mark.parametrize("script", [script for script in DISCRETE if script != "reinforce"])
+def test_fit_comes_after_the_statistics(monkeypatch, script):
+    """Moving the critic's statistics changes all its values: in each update its fit must come last."""
+    module, critics, events = importlib.import_module(script), [], []
+    init, update, backward = (
+        module.Critic.__init__,
+        module.RunningNorm.update,
+        torch.Tensor.backward,
+    )
+
+    def spy_init(self, space):
+        init(self, space)
+        critics.append(self)
+
+    def spy_update(norm, batch):
+        if norm in critics[0].children():
+            events.append("statistics")
+        update(norm, batch)
+
+    def spy_backward(loss):
+        events.append("fit")
+        backward(loss)
+
+    def log_update(self, **metrics):
+        assert events.count("statistics") == 2 and events[-1] == "fit", events
+        events.clear()
+
+    monkeypatch.setattr(module.Critic, "__init__", spy_init)
+    monkeypatch.setattr(module.RunningNorm, "update", spy_update)
+    monkeypatch.setattr(torch.Tensor, "backward", spy_backward)
+    monkeypatch.setattr(module.Run, "log_update", log_update)
+    module.train(module.Args(env_id="Pendulum-v1", **TINY[script] | {"eval_episodes": 0}))
+    assert len(critics) == 1 and not events
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluation_is_deterministic_and_changes_nothing(script):
     module = importlib.import_module(script)
