@@ -351,20 +351,20 @@ def fisher_vector_product(
 
 
 def conjugate_gradient(
-    matvec: Callable[[Tensor], Tensor], g: Tensor, iterations: int, tolerance: float = 1e-10
+    matvec: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-10
 ) -> Tensor:
     """solve F x = g by conjugate gradient  [X-CG]
 
     Args:
         matvec: v (d,) → F v (d,), for a symmetric positive definite F.
-        g: (d,).
-        tolerance: it stops early once |g − F x|² is not above this share of |g|².
+        b: g, (d,).
+        tolerance: it stops early once |b − F x|² is not above this share of |b|².
 
     Returns:
         x, (d,): with as many iterations as dimensions the solution, with fewer close to it.
     """
-    # The x that is sought is where gᵀx − ½ xᵀFx is greatest; the residual g − F x is its gradient.
-    x, residual, direction = torch.zeros_like(g), g.clone(), g.clone()
+    # The x that is sought is where bᵀx − ½ xᵀFx is greatest; the residual b − F x is its gradient.
+    x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     squares = residual @ residual
     enough = tolerance * squares
     for _ in range(iterations):
