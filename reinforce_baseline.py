@@ -401,7 +401,7 @@ def train(args: Args) -> Path:
         optimizer.step()  # [CS-4a]
         optimizer.zero_grad()
 
-        # 8. Fit V_w to the returns. [impl] First the statistics move; the fit makes up for it.
+        # 8. Fit V_w to the returns. [impl] First all statistics move: V_w's fit makes up for it.
         actor.obs_norm.update(observations)
         critic.obs_norm.update(observations)
         critic.return_norm.update(returns)

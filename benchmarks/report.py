@@ -65,7 +65,7 @@ def spread(numbers: list[float]) -> str:
 
 def returns() -> str:
     """One row for each script and environment."""
-    head = "script | environment | seeds | training return | 95 % | evaluation | published | "
+    head = "script | environment | seeds | training return | 95 % | evaluation | published |"
     lines = [f"| {head} each seed's training return |", "|---|---|---|---|---|---|---|---|"]
     for (script, env_id), rows in cells().items():
         training = [float(row["training_return"]) for row in rows]
