@@ -345,7 +345,7 @@ def train(args: Args) -> Path:
         FloatingPointError: when an observation, a reward, a loss or a parameter is not finite.
         OSError: when the run's folder cannot be written.
     """
-    device = prepare(args, args.batch_size)
+    device = prepare(args, least_steps=args.batch_size)
     env = make_env(args.env_id)
 
     # 1. Initialise the policy θ and the critic w.
@@ -429,8 +429,11 @@ def train(args: Args) -> Path:
 # ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
-def prepare(args: Args, batch_size: int = 1) -> torch.device:
+def prepare(args: Args, least_steps: int) -> torch.device:
     """Checks the arguments, seeds all random generators, sets the threads; returns the device.
+
+    Args:
+        least_steps: without as many there is no update.
 
     Raises:
         ValueError: for an argument that no run can use: which one, and what is needed.
@@ -440,16 +443,19 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
         if number is None or not field.type.startswith(("int", "float")):
             continue
         whole = field.type == "int"
-        least = 1 if whole and name not in ("seed", "eval_episodes") else 0
+        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
         most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
         if not (least <= number <= most and math.isfinite(number)):
             raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
         if whole and not isinstance(number, int):
             raise ValueError(f"{name} is {number}; it must be a whole number")
-    if args.total_timesteps < batch_size:
+    if args.total_timesteps < least_steps:
         raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; it must be at least a batch, {batch_size}"
+            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
         )
+    precision = getattr(args, "matmul_precision", "highest")
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
     if args.cuda and not torch.cuda.is_available():
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
     if getattr(args, "compile", False):
@@ -468,6 +474,7 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
         importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
@@ -482,6 +489,8 @@ def compiled(update: Callable, device: torch.device) -> Callable:
     dynamo = importlib.import_module("torch._dynamo")
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
         dynamo.config.trace_autograd_ops = True
+    # Random numbers as without compiling: the same ones, from the same generator.
+    importlib.import_module("torch._inductor.config").fallback_random = True
     graph = torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
     return lambda *batch: graph(*batch).clone()  # CUDA graphs write each output to the same place
 
@@ -713,7 +722,7 @@ class Run:
         """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
         self.on_signal(None)
         self.interrupted = True
-        self.bar.write("Stopping after this update. Once more stops at once, without saving.")
+        self.bar.write("Stopping where the run can go on. Once more stops at once, without saving.")
 
     def on_signal(self, handler: Callable | None) -> None:
         """Sets what Ctrl-C and SIGTERM do; None: what they do anyway."""

@@ -110,16 +110,16 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
     num_envs: int = 64  # N, environments
-    num_steps: int = 16  # T, steps in each environment per rollout
-    gamma: float = 0.99  # γ, discount factor [CS-3a]
-    gae_lambda: float = 0.95  # λ, decay of the weights of later TD errors [X-GAE]
+    num_steps: int = 32  # T, steps in each environment per rollout
+    gamma: float = 0.995  # γ, discount factor [CS-3a]
+    gae_lambda: float = 0.97  # λ, decay of the weights of later TD errors [X-GAE]
     norm_adv: bool = True  # standardise the advantages of each rollout
     max_kl: float = 0.01  # δ, radius of the trust region, in nats [AC-08a]
     cg_iterations: int = 10  # steps of conjugate gradient [X-CG]
     cg_damping: float = 0.1  # F + damping · I takes the place of F [X-FVP]
     line_search_steps: int = 10  # lengths that are tried, each 0.8 times the one before [X-LS]
     critic_learning_rate: float = 1e-3  # step size of the critic's Adam
-    critic_epochs: int = 10  # how often the critic's fit goes through each rollout [X-VF]
+    critic_epochs: int = 5  # how often the critic's fit goes through each rollout [X-VF]
     critic_batch_size: int = 64  # samples in each minibatch of that fit
     compile: bool = False  # compile the critic's fit: some seconds' wait, then a faster fit
 
@@ -495,7 +495,7 @@ def train(args: Args) -> Path:
         OSError: when the run's folder cannot be written.
     """
     T, N = args.num_steps, args.num_envs
-    device = prepare(args, batch_size=T * N)
+    device = prepare(args, least_steps=T * N)
     env_fns = [lambda: make_env(args.env_id)] * N
     envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
     observation_space, action_space = envs.single_observation_space, envs.single_action_space
@@ -591,8 +591,11 @@ def train(args: Args) -> Path:
 # ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
-def prepare(args: Args, batch_size: int = 1) -> torch.device:
+def prepare(args: Args, least_steps: int) -> torch.device:
     """Checks the arguments, seeds all random generators, sets the threads; returns the device.
+
+    Args:
+        least_steps: without as many there is no update.
 
     Raises:
         ValueError: for an argument that no run can use: which one, and what is needed.
@@ -602,16 +605,19 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
         if number is None or not field.type.startswith(("int", "float")):
             continue
         whole = field.type == "int"
-        least = 1 if whole and name not in ("seed", "eval_episodes") else 0
+        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
         most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
         if not (least <= number <= most and math.isfinite(number)):
             raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
         if whole and not isinstance(number, int):
             raise ValueError(f"{name} is {number}; it must be a whole number")
-    if args.total_timesteps < batch_size:
+    if args.total_timesteps < least_steps:
         raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; it must be at least a batch, {batch_size}"
+            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
         )
+    precision = getattr(args, "matmul_precision", "highest")
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
     if args.cuda and not torch.cuda.is_available():
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
     if getattr(args, "compile", False):
@@ -630,6 +636,7 @@ def prepare(args: Args, batch_size: int = 1) -> torch.device:
     np.random.seed(args.seed)
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.deterministic = args.torch_deterministic
     with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
         importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
@@ -644,6 +651,8 @@ def compiled(update: Callable, device: torch.device) -> Callable:
     dynamo = importlib.import_module("torch._dynamo")
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
         dynamo.config.trace_autograd_ops = True
+    # Random numbers as without compiling: the same ones, from the same generator.
+    importlib.import_module("torch._inductor.config").fallback_random = True
     graph = torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
     return lambda *batch: graph(*batch).clone()  # CUDA graphs write each output to the same place
 
@@ -875,7 +884,7 @@ class Run:
         """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
         self.on_signal(None)
         self.interrupted = True
-        self.bar.write("Stopping after this update. Once more stops at once, without saving.")
+        self.bar.write("Stopping where the run can go on. Once more stops at once, without saving.")
 
     def on_signal(self, handler: Callable | None) -> None:
         """Sets what Ctrl-C and SIGTERM do; None: what they do anyway."""

@@ -3,7 +3,8 @@
     pip install '.[benchmarks]' && python benchmarks/speed.py --scripts ppo a2c trpo
 
 Both train on the same environment with the same number of environments, rollout length, minibatch
-size, epochs, networks (two of 64-64 tanh) and one PyTorch thread. They take turns, so that whatever
+size, epochs, networks (on-policy two of 64-64 tanh, off-policy 256-256 ReLU, one update for each
+step) and one PyTorch thread. They take turns, so that whatever
 else the machine does hits both alike; the first part of each turn is not counted. The scripts do
 more in that time: they standardise observations and returns, ppo.py recomputes its advantages in each
 epoch, and all write their logs. With --vec-normalize SB3 normalises too.
@@ -40,14 +41,30 @@ PAIRS = {
     ),
     "a2c": (stable_baselines3.A2C, None, {}, {}, 100, 400),
     "trpo": (
-        sb3_contrib.TRPO, 2048, {"cg_iterations": 15, "critic_batch_size": 128},
+        sb3_contrib.TRPO, 2048, {"cg_iterations": 15, "critic_batch_size": 128, "critic_epochs": 10},
         {"batch_size": 128, "cg_max_steps": 15, "n_critic_updates": 10}, 2, 6,
     ),
 }  # fmt: skip
 
+# One environment, HalfCheetah's episodes of 1,000 steps: from the first one's end to the third's.
+OFF_POLICY = {
+    "ddpg": stable_baselines3.DDPG,
+    "td3": stable_baselines3.TD3,
+    "sac": stable_baselines3.SAC,
+}
+
 
 def ours(script: str, env_id: str, num_envs: int, compiled: bool) -> float:
     """Steps per second of our script, from its own log."""
+    if script in OFF_POLICY:
+        module = importlib.import_module(script)
+        args = module.Args(
+            env_id=env_id, total_timesteps=3000, learning_starts=100, eval_episodes=0,
+            compile=compiled, checkpoint_every=10**9,
+        )  # fmt: skip
+        with open(module.train(args) / "updates.csv") as file:
+            seconds = {int(row["step"]): float(row["seconds"]) for row in csv.DictReader(file)}
+        return 2000 / (seconds[3000] - seconds[1000])
     _, rollout, settings, _, warm_up, updates = PAIRS[script]
     module = importlib.import_module(script)
     num_steps = rollout // num_envs if rollout else 5
@@ -63,6 +80,15 @@ def ours(script: str, env_id: str, num_envs: int, compiled: bool) -> float:
 
 def theirs(script: str, env_id: str, num_envs: int, normalize: bool) -> float:
     """Steps per second of SB3's counterpart."""
+    if script in OFF_POLICY:
+        model = OFF_POLICY[script](
+            "MlpPolicy", make_vec_env(env_id, 1, seed=1), batch_size=256, learning_starts=100,
+            train_freq=1, gradient_steps=1, policy_kwargs={"net_arch": [256, 256]}, device="cpu",
+        )  # fmt: skip
+        model.learn(1000)
+        start = time.perf_counter()
+        model.learn(2000, reset_num_timesteps=False)
+        return 2000 / (time.perf_counter() - start)
     peer, rollout, _, settings, warm_up, updates = PAIRS[script]
     envs = make_vec_env(env_id, num_envs, seed=1)
     if normalize:
@@ -77,7 +103,9 @@ def theirs(script: str, env_id: str, num_envs: int, normalize: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--scripts", nargs="+", default=list(PAIRS), choices=PAIRS)
+    parser.add_argument(
+        "--scripts", nargs="+", default=[*PAIRS, *OFF_POLICY], choices=[*PAIRS, *OFF_POLICY]
+    )
     parser.add_argument("--env-id", default="HalfCheetah-v4")
     parser.add_argument("--num-envs", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--repeats", type=int, default=5)
@@ -94,7 +122,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         os.chdir(folder)
         for script in options.scripts:
-            for num_envs in options.num_envs:
+            for num_envs in options.num_envs if script in PAIRS else [1]:
                 turns = []
                 for _ in range(options.repeats):
                     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):

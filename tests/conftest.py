@@ -39,7 +39,17 @@ TINY = {
         total_timesteps=512, num_envs=2, num_steps=32, num_minibatches=4, update_epochs=2,
         eval_episodes=1, checkpoint_every=128,
     ),
+    "ddpg": dict(
+        total_timesteps=600, learning_starts=50, batch_size=16, buffer_size=2_000, eval_episodes=1,
+        checkpoint_every=128,
+    ),
 }  # fmt: skip
+TINY["td3"] = TINY["sac"] = TINY["ddpg"]
+
+
+def probe(script: str, name: str) -> str:
+    """The id of a probe of tests/probes.py, with the actions that the script serves."""
+    return f"probes:{'Box' if script in OFF_POLICY else ''}{name}-v0"
 
 
 def flags(settings: dict) -> list[str]:

@@ -126,11 +126,28 @@ class WholeNumbers(Probe):
     action_space = Box(0, 5, (1,), np.int64)
 
 
+class Sign(gym.ActionWrapper):
+    """The two actions of a probe as a box: below 0 is action 0, above it action 1."""
+
+    action_space = Box(-1, 1, (1,))
+
+    def action(self, action):
+        assert self.action_space.contains(action), action
+        return int(action[0] > 0)
+
+
 for name, limit in {
     "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "Slow": 20, "OneStep": 5, "Lopsided": 20,
     "Nested": 20, "Lists": 20, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20,
 }.items():  # fmt: skip
     gym.register(f"{name}-v0", entry_point=globals()[name], max_episode_steps=limit)
+    gym.register(
+        f"Box{name}-v0",
+        entry_point=lambda probe=globals()[name], **settings: Sign(probe(**settings)),
+        max_episode_steps=limit,
+    )
+
+gym.register("Endless-v0", entry_point=lambda **settings: Sign(Probe(**settings)))
 
 gym.register(
     "ShortCheetah-v0",  # MuJoCo, but few frames to render

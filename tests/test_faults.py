@@ -10,11 +10,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import EPISODIC, OFF_POLICY, SCRIPTS, TINY, run, start, table, without_clock
+from conftest import EPISODIC, OFF_POLICY, SCRIPTS, TINY, probe, run, start, table, without_clock
 
 ON_POLICY = [script for script in SCRIPTS if script not in OFF_POLICY]
 PARALLEL = [script for script in ON_POLICY if script not in EPISODIC]  # N environments
-MAIN_RATE = {"trpo": ("critic", "critic_learning_rate")}  # its policy has no step size
+SINGLE = [script for script in SCRIPTS if script not in PARALLEL]  # one environment
+MAIN_RATE = {
+    "trpo": ("critic", "critic_learning_rate"),  # its policy has no step size
+    "ddpg": ("critic", "learning_rate"),
+    "td3": ("critic1", "learning_rate"),
+    "sac": ("critic1", "q_lr"),
+}
 BATCH = 64  # steps between two rows of updates.csv in the tiny runs of the N-environment scripts
 
 
@@ -52,7 +58,7 @@ def assert_complete(folder, total, batch=BATCH):
 def slow_run(script, tmp_path, total):
     """A run of the probe Slow that can be hit in its middle."""
     settings = TINY[script] | dict(total_timesteps=total, checkpoint_every=256)
-    return start(script, env_id="probes:Slow-v0", cwd=tmp_path, **settings)
+    return start(script, env_id=probe(script, "Slow"), cwd=tmp_path, **settings)
 
 
 @pytest.mark.parametrize("script", PARALLEL)
@@ -77,7 +83,7 @@ def test_kill_and_resume(script, tmp_path):
     assert len(table(folder / "episodes.csv")) == 2 * (saved // 40) + 2 * (512 // 40)
 
 
-@pytest.mark.parametrize("script", [script for script in EPISODIC if script in SCRIPTS])
+@pytest.mark.parametrize("script", SINGLE)
 def test_kill_and_resume_is_the_same_run(script, tmp_path):
     """With one environment even its random numbers go on: to the bit the run that was never stopped."""
     module = importlib.import_module(script)
@@ -94,8 +100,9 @@ def test_kill_and_resume_is_the_same_run(script, tmp_path):
     for name in ("updates.csv", "episodes.csv"):
         assert without_clock(folder / name) == without_clock(unbroken / name)
     first, second = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (folder, unbroken))
-    for name, value in first["state"]["actor"].items():
-        assert torch.equal(value, second["state"]["actor"][name])
+    for part in first["state"].keys() - {name for name in first["state"] if "optimizer" in name}:
+        for name, value in first["state"][part].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(second["state"][part][name]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -185,14 +192,14 @@ BAD = [
     (dict(cuda=True), "no GPU"),
 ]
 BAD_PARALLEL = [
-    (dict(total_timesteps=63), "total_timesteps is 63; it must be at least a batch, 64"),
+    (dict(total_timesteps=63), "total_timesteps is 63; the first update needs 64"),
     (dict(num_envs=0), "num_envs is 0"),
     (dict(num_steps=0), "num_steps is 0"),
 ]
 BAD_OF = {
     "reinforce": [
         (dict(batch_size=0), "batch_size is 0"),
-        (dict(total_timesteps=149), "total_timesteps is 149; it must be at least a batch, 150"),
+        (dict(total_timesteps=149), "total_timesteps is 149; the first update needs 150"),
     ],
     "a2c": BAD_PARALLEL,
     "trpo": [*BAD_PARALLEL, (dict(gae_lambda=-0.1), "gae_lambda is -0.1")],
@@ -203,6 +210,20 @@ BAD_OF = {
     ],
 }
 BAD_OF["reinforce_baseline"] = BAD_OF["reinforce"]
+for script in OFF_POLICY:
+    BAD_OF[script] = [
+        (dict(env_id="CartPole-v1"), "reinforce.py, a2c.py, trpo.py, ppo.py"),
+        (dict(total_timesteps=50), "total_timesteps is 50; the first update needs 51"),
+        (dict(learning_starts=-1), "learning_starts is -1"),
+        (dict(batch_size=0), "batch_size is 0"),
+        (dict(buffer_size=0), "buffer_size is 0"),
+        (dict(tau=1.5), "tau is 1.5"),
+        (dict(policy_lr=-1.0), "policy_lr is -1.0"),
+        (
+            dict(matmul_precision="low"),
+            "matmul_precision is low; it must be highest, high or medium",
+        ),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -210,12 +231,14 @@ BAD_OF["reinforce_baseline"] = BAD_OF["reinforce"]
     [(script, *case) for script in SCRIPTS for case in BAD + BAD_OF.get(script, [])],
 )
 def test_bad_input(script, bad, message):
-    if script == "trpo" and "learning_rate" in bad:  # θ has none
-        bad = {"critic_learning_rate": bad["learning_rate"]}
+    if "learning_rate" in bad and script in ("trpo", "sac"):  # their own name for it
+        bad = {MAIN_RATE[script][1]: bad["learning_rate"]}
+        message = message.replace("learning_rate", MAIN_RATE[script][1])
     if "cuda" in bad and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     module = importlib.import_module(script)
-    settings = {"env_id": "CartPole-v1"} | TINY[script] | bad
+    env_id = "Pendulum-v1" if script in OFF_POLICY else "CartPole-v1"
+    settings = {"env_id": env_id} | TINY[script] | bad
     with pytest.raises(ValueError, match=message):
         module.train(module.Args(**settings))
     assert not os.path.exists("runs")  # it fails before it leaves anything behind
@@ -237,8 +260,9 @@ def test_bad_resume(script, tmp_path):
     with pytest.raises(ValueError, match="no args.json"):
         module.train(module.Args(**settings, resume=tmp_path / "nowhere"))
     folder = module.train(module.Args(**settings))
-    with pytest.raises(ValueError, match="is a run on Pendulum-v1, env_id is CartPole-v1"):
-        module.train(module.Args(**settings | {"env_id": "CartPole-v1"}, resume=folder))
+    other = "MountainCarContinuous-v0"
+    with pytest.raises(ValueError, match=f"is a run on Pendulum-v1, env_id is {other}"):
+        module.train(module.Args(**settings | {"env_id": other}, resume=folder))
     path = folder / "args.json"
     path.write_text(path.read_text().replace(f'"script": "{script}"', '"script": "other"'))
     with pytest.raises(ValueError, match=f"a run of other.py, not of {script}.py"):
@@ -266,7 +290,7 @@ def test_unknown_flag(script, tmp_path):
 @pytest.mark.parametrize(
     "env_id, name", [("NanReward", "reward"), ("NanObservation", "observation")]
 )
-@pytest.mark.parametrize("script", ON_POLICY)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_not_finite(script, env_id, name, tmp_path):
     """The run stops with an error, and the checkpoint before it stays, with finite numbers."""
     module = importlib.import_module(script)
@@ -277,7 +301,7 @@ def test_not_finite(script, env_id, name, tmp_path):
         settings["num_steps"] = 16
     message = f"not finite at step {step}: {name}.*holds step {saved}"
     with pytest.raises(FloatingPointError, match=message):
-        module.train(module.Args(env_id=f"probes:{env_id}-v0", **settings))
+        module.train(module.Args(env_id=probe(script, env_id), **settings))
     folder = only_folder(tmp_path)
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == saved
@@ -294,10 +318,12 @@ def test_diverged_parameters(script, tmp_path):
     module = importlib.import_module(script)
     settings = TINY[script] | dict(env_id="Pendulum-v1", checkpoint_every=10**6)
     broken, rate = MAIN_RATE.get(script, ("actor", "learning_rate"))
+    if script in OFF_POLICY:  # the next action already shows it
+        broken = "action"
     with pytest.raises(FloatingPointError, match=f"{broken}.*still holds step 0"):
         module.train(module.Args(**settings | {rate: 1e38}))
     checkpoint = torch.load(only_folder(tmp_path) / "checkpoint.pt", weights_only=True)
-    for value in checkpoint["state"][broken].values():
+    for value in checkpoint["state"][MAIN_RATE.get(script, ("actor",))[0]].values():
         assert value.isfinite().all()
 
 
@@ -313,7 +339,7 @@ def test_full_disk(script, name, tmp_path):
     """/dev/full takes the place of a file on a full disk: an error, and the last checkpoint is kept."""
     module = importlib.import_module(script)
     settings = {"env_id": "CartPole-v1"} | TINY[script]
-    if script not in ON_POLICY:
+    if script in OFF_POLICY:
         settings["env_id"] = "Pendulum-v1"
     folder = module.train(module.Args(**settings))
     before = (folder / "checkpoint.pt").read_bytes()
@@ -337,7 +363,22 @@ def restored_parts(module, env_id, folder):
     env, parts = module.make_env(env_id), {}
     parts["actor"] = module.Actor(env.observation_space, env.action_space)
     rest = list(parts["actor"].parameters())
-    if "critic" in names:
+    if "buffer" in names:
+        spaces = env.observation_space, env.action_space
+        for name in names - {"actor"}:
+            if name.startswith("critic") and name != "critic_optimizer":
+                parts[name] = module.Critic(*spaces)
+        if "actor_target" in names:
+            parts["actor_target"] = module.Actor(*spaces)
+        if "temperature" in names:
+            parts["temperature"] = module.Temperature(1.0)
+            parts["alpha_optimizer"] = torch.optim.Adam(parts["temperature"].parameters())
+        parts["actor_optimizer"] = torch.optim.Adam(rest)
+        critics = [parts[name] for name in ("critic", "critic1", "critic2") if name in names]
+        w = [parameter for critic in critics for parameter in critic.parameters()]
+        parts["critic_optimizer"] = torch.optim.Adam(w)
+        parts["buffer"] = module.ReplayBuffer(2000, 3, 1, torch.device("cpu"))
+    elif "critic" in names:
         parts["critic"] = module.Critic(env.observation_space)
         w = list(parts["critic"].parameters())
         if "critic_optimizer" in names:

@@ -1,0 +1,659 @@
+"""The equations of ddpg, td3 and sac, each against a value that was worked out in another way."""
+
+import copy
+import importlib
+import math
+from decimal import Decimal, getcontext
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import OFF_POLICY, SCRIPTS, TINY, table
+from numpy.polynomial.legendre import leggauss
+from probes import Lopsided
+
+import ddpg
+import sac
+import td3
+
+MODULES = [importlib.import_module(script) for script in SCRIPTS if script in OFF_POLICY]
+off_policy = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+DETERMINISTIC = pytest.mark.parametrize("module", [ddpg, td3], ids=lambda module: module.__name__)
+OBS, ACTIONS = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,))
+
+
+def tiny(module, **settings):
+    settings = {"env_id": "Pendulum-v1"} | TINY[module.__name__] | {"eval_episodes": 0} | settings
+    return module.Args(**settings)
+
+
+def frozen(module):
+    """Settings with which no network moves."""
+    return dict(q_lr=0.0, policy_lr=0.0) if module is sac else dict(learning_rate=0.0)
+
+
+def state_of(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
+
+
+# ── Replay buffer, targets that follow ────────────────────────────────────────────────────────────
+
+
+def numbered(module, size, count):
+    """A buffer that was given the transitions 0, 1, ..., count − 1, each told by its number."""
+    buffer = module.ReplayBuffer(size, 2, 1, torch.device("cpu"))
+    for i in range(count):
+        buffer.add(np.array([i, -i]), np.array([i / 10]), i, np.array([i + 1, -i - 1]), i % 3 == 0)
+    return buffer
+
+
+@off_policy
+def test_replay_is_first_in_first_out(module):
+    buffer = numbered(module, size=5, count=8)  # X-REPLAY
+    assert len(buffer) == 5
+    observations, actions, rewards, next_observations, terminations = buffer.sample(2000)
+    assert set(rewards.tolist()) == {3.0, 4.0, 5.0, 6.0, 7.0}  # 0, 1, 2 were overwritten
+    assert torch.equal(observations, torch.stack((rewards, -rewards), 1))  # the rows stay whole
+    assert torch.equal(next_observations, torch.stack((rewards + 1, -rewards - 1), 1))
+    assert torch.equal(actions, (rewards / 10)[:, None])
+    assert torch.equal(terminations, rewards % 3 == 0)
+    assert terminations.dtype == torch.bool and rewards.shape == (2000,)
+    counts = torch.bincount(rewards.long())[3:]
+    assert ((counts - 400).abs() < 5 * math.sqrt(2000 * 0.2 * 0.8)).all()  # uniform
+
+
+@off_policy
+def test_only_written_rows_are_drawn(module):
+    buffer = numbered(module, size=1000, count=3)
+    for array in buffer.arrays.values():
+        array[3:] = True if array.dtype == bool else np.nan
+    assert set(buffer.sample(500)[2].tolist()) == {0.0, 1.0, 2.0}
+
+
+@off_policy
+def test_buffer_is_saved_without_a_copy(module, tmp_path):
+    """The state shares the buffer's memory, and the file holds the filled rows and no more."""
+    buffer = numbered(module, size=100_000, count=1000)
+    state = buffer.state_dict()
+    assert state["rewards"].data_ptr() == buffer.arrays["rewards"].ctypes.data
+    torch.save(state, tmp_path / "buffer.pt")
+    row = 4 * (2 + 1 + 1 + 2) + 1  # bytes
+    assert 1000 * row <= (tmp_path / "buffer.pt").stat().st_size < 1000 * row + 5000
+    assert sum(array.nbytes for array in buffer.arrays.values()) == 100_000 * row
+
+
+@off_policy
+def test_restored_buffer_goes_on(module):
+    first, second = numbered(module, 5, 8), numbered(module, 5, 0)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for i in (8, 9):  # both overwrite the same, oldest row
+        for buffer in (first, second):
+            buffer.add(np.array([i, -i]), np.array([0.0]), i, np.array([i, i]), False)
+    assert set(second.sample(500)[2].tolist()) == {5.0, 6.0, 7.0, 8.0, 9.0}
+    larger = numbered(module, 50, 0)
+    larger.load_state_dict(first.state_dict())
+    assert len(larger) == 5
+    for i in range(10, 60):
+        larger.add(np.array([i, -i]), np.array([0.0]), i, np.array([i, i]), False)
+        assert larger.sample(200)[2].min() >= 5  # never a row that was not written
+    with pytest.raises(ValueError, match="buffer_size is 4; this run needs 5 or more"):
+        numbered(module, 4, 0).load_state_dict(first.state_dict())
+
+
+@off_policy
+@pytest.mark.parametrize("tau, expected", [(0.0, 1.0), (1.0, 5.0), (0.5, 3.0), (0.005, 1.02)])
+def test_polyak(module, tau, expected):
+    source, target = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    for network, value in ((source, 5.0), (target, 1.0)):
+        for parameter in network.parameters():
+            torch.nn.init.constant_(parameter, value)
+    module.polyak_update(source, target, tau)  # X-POLYAK
+    for parameter in target.parameters():
+        torch.testing.assert_close(parameter, torch.full_like(parameter, expected))
+    assert all((parameter == 5).all() for parameter in source.parameters())
+
+
+@off_policy
+def test_targets_start_equal_and_get_no_gradient(module, monkeypatch):
+    calls = []
+
+    def spy(source, target, tau):
+        if len(calls) < 3:  # td3's targets move after two updates of the critics
+            for a, b in zip(source.parameters(), target.parameters()):
+                assert (a - b).abs().max() <= 2.1e-3  # Adam's first steps are 1e-3 long at most
+        assert all(parameter.grad is None for parameter in target.parameters())
+        calls.append(tau)
+
+    monkeypatch.setattr(module, "polyak_update", spy)
+    module.train(tiny(module))
+    assert set(calls) == {0.005}
+
+
+# ── What is played and stored ─────────────────────────────────────────────────────────────────────
+
+
+def stored(module, monkeypatch, env_id, **settings):
+    """The transitions that a run hands to its buffer."""
+    transitions, add = [], module.ReplayBuffer.add
+
+    def spy(buffer, *transition):
+        transitions.append([np.array(value) for value in transition])
+        add(buffer, *transition)
+
+    monkeypatch.setattr(module.ReplayBuffer, "add", spy)
+    module.train(tiny(module, env_id=env_id, **settings))
+    return [np.array(field) for field in zip(*transitions)]
+
+
+@off_policy
+def test_successors_and_time_limits(module, monkeypatch):
+    """The Counter's observations are 1, 2, 3, ...: a reset counts on. No episode terminates."""
+    fields = stored(module, monkeypatch, "probes:BoxCounter-v0", total_timesteps=100)
+    observations, _, _, next_observations, terminations = fields
+    assert len(observations) == 100
+    np.testing.assert_array_equal(next_observations, observations + 1)
+    gaps = (observations[1:] - next_observations[:-1])[:, 0]
+    ends = np.arange(1, 100) % 10 == 0  # the time limit of 10 steps: here one reset lies between
+    np.testing.assert_array_equal(gaps, np.where(ends, 1, 0))
+    assert not terminations.any()
+
+
+@off_policy
+def test_terminations_are_stored(module, monkeypatch):
+    *_, terminations = stored(module, monkeypatch, "probes:BoxOneStep-v0", total_timesteps=60)
+    assert terminations.all()
+
+
+@off_policy
+def test_stored_action_is_the_one_that_was_played(module, monkeypatch):
+    Lopsided.taken.clear()  # bounds [−1, 3] and [2, 2.5]
+    settings = dict(total_timesteps=60, learning_starts=30)
+    _, actions, *_ = stored(module, monkeypatch, "probes:Lopsided-v0", **settings)
+    played = np.array(Lopsided.taken)[:, :, 0]
+    assert np.abs(actions).max() <= 1
+    np.testing.assert_allclose(played, np.array([1, 2.25]) + actions * [2, 0.25], atol=1e-6)
+
+
+@off_policy
+def test_random_actions_before_the_start(module, monkeypatch):
+    """Uniform over the box, per dimension: mean 0, variance ⅓, all of [−1, 1]."""
+    settings = dict(total_timesteps=4000, learning_starts=3999)
+    _, actions, *_ = stored(module, monkeypatch, "probes:Lopsided-v0", **settings)
+    actions = actions[:3999]
+    assert np.abs(actions.mean(0)).max() < 4 * math.sqrt(1 / 3 / 3999)
+    assert np.abs(actions.var(0) - 1 / 3).max() < 4 * math.sqrt(4 / 45 / 3999)
+    assert actions.min() < -0.99 and actions.max() > 0.99
+    assert abs(np.corrcoef(actions.T)[0, 1]) < 4 / math.sqrt(3999)
+
+
+@DETERMINISTIC
+def test_exploration_noise(module, monkeypatch):
+    """The residual a − μ(s) has the spread asked for, and is cut at the bounds."""
+    mean = torch.tensor([0.0, 0.9])
+    monkeypatch.setattr(module.Actor, "forward", lambda _, obs: mean.expand(*obs.shape[:-1], 2))
+    monkeypatch.setattr(module, "deterministic_policy_loss", no_policy_loss)
+    settings = dict(total_timesteps=2001, learning_starts=1, batch_size=1, exploration_noise=0.1)
+    _, actions, *_ = stored(module, monkeypatch, "probes:Lopsided-v0", **settings, **frozen(module))
+    first, second = actions[1:, 0], actions[1:, 1]  # AC-10b
+    assert abs(first.mean()) < 4 * 0.1 / math.sqrt(2000)
+    assert abs(first.std() - 0.1) < 4 * 0.1 / math.sqrt(4000)
+    # P(0.9 + 0.1 z > 1) = P(z > 1) = 0.1587
+    assert abs((second == 1).mean() - 0.1587) < 4 * math.sqrt(0.1587 * 0.8413 / 2000)
+
+
+def no_policy_loss(actor, critic, observations):
+    return sum(parameter.sum() for parameter in actor.parameters()) * 0.0
+
+
+@off_policy
+def test_actors_serve_the_box(module):
+    """mode(obs) lies in the box, at its bounds when the network says so."""
+    low, high = np.array([[-1.0], [2.0]], np.float32), np.array([[3.0], [2.5]], np.float32)
+    space = gym.spaces.Box(low, high)
+    actor = module.Actor(OBS, space)
+    assert all(space.contains(action) for action in actor.mode(torch.randn(50, 3)).numpy())
+    torch.nn.init.constant_(actor.net[-1].bias, 50.0)
+    np.testing.assert_array_equal(actor.mode(torch.zeros(1, 3))[0], high)
+    torch.nn.init.constant_(actor.net[-1].bias, -50.0)
+    np.testing.assert_array_equal(actor.mode(torch.zeros(1, 3))[0], low)
+    for wrong in (gym.spaces.Discrete(3), gym.spaces.Box(-np.inf, np.inf, (1,))):
+        with pytest.raises(ValueError, match="reinforce.py, a2c.py, trpo.py, ppo.py"):
+            module.Actor(OBS, wrong)
+
+
+# ── Targets ───────────────────────────────────────────────────────────────────────────────────────
+
+# An ordinary step; a terminated one; one that the time limit cut, which bootstraps like the first.
+REWARDS = torch.tensor([1.0, 2.0, 3.0])
+TERMINATIONS = torch.tensor([False, True, False])
+
+
+def test_target_of_ddpg_by_hand():
+    next_q = torch.tensor([10.0, 20.0, 30.0])
+    target_q = ddpg.td_target(REWARDS, next_q, TERMINATIONS, 0.9)  # X-Q
+    torch.testing.assert_close(target_q, torch.tensor([10.0, 2.0, 30.0]))
+
+
+def test_target_of_td3_by_hand():
+    q1, q2 = torch.tensor([10.0, 20.0, 40.0]), torch.tensor([12.0, 10.0, 30.0])
+    target_q = td3.td_target(REWARDS, q1, q2, TERMINATIONS, 0.9)  # AC-11a, AC-11d
+    torch.testing.assert_close(target_q, torch.tensor([10.0, 2.0, 30.0]))
+
+
+def test_target_of_sac_by_hand():
+    q1, q2 = torch.tensor([10.0, 20.0, 40.0]), torch.tensor([12.0, 10.0, 30.0])
+    log_probs = torch.tensor([-1.0, 5.0, 2.0])
+    target_q = sac.td_target(REWARDS, q1, q2, log_probs, TERMINATIONS, 0.9, 0.5)  # X-SOFTQ
+    torch.testing.assert_close(target_q, torch.tensor([1 + 0.9 * 10.5, 2.0, 3 + 0.9 * 29.0]))
+
+
+def test_neighbouring_targets():
+    """sac with α = 0 is td3; td3 with equal critics is ddpg."""
+    rewards, q1, q2, log_probs = torch.randn(4, 100)
+    ends = torch.rand(100) < 0.3
+    soft = sac.td_target(rewards, q1, q2, log_probs, ends, 0.99, 0.0)
+    assert torch.equal(soft, td3.td_target(rewards, q1, q2, ends, 0.99))
+    twin = td3.td_target(rewards, q1, q1, ends, 0.99)
+    assert torch.equal(twin, ddpg.td_target(rewards, q1, ends, 0.99))
+
+
+def test_wrong_shapes_are_refused():
+    """(B, 1) beside (B,) would broadcast to (B, B)."""
+    flat, column = torch.zeros(4), torch.zeros(4, 1)
+    ends = torch.zeros(4, dtype=torch.bool)
+    for call in (
+        lambda: ddpg.td_target(flat, column, ends, 0.9),
+        lambda: td3.td_target(flat, flat, column, ends, 0.9),
+        lambda: sac.td_target(flat, flat, flat, column, ends, 0.9, 0.1),
+        lambda: sac.soft_policy_loss(column, flat, flat, 0.1),
+        lambda: ddpg.q_loss(flat, column),
+    ):
+        with pytest.raises(AssertionError):
+            call()
+
+
+@off_policy
+def test_q_loss_by_hand(module):
+    loss = module.q_loss(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.5]))
+    assert loss.item() == pytest.approx((4 + 0.25) / 2)
+
+
+def test_smoothing_noise():
+    """Clipped at c; the share beyond is P(|z| > 2.5) = 0.01242; no two dimensions or samples alike."""
+    noise = td3.clipped_noise(torch.zeros(20_000, 2), 0.2, 0.5)  # AC-11c
+    assert noise.abs().max() == 0.5
+    share = (noise.abs() == 0.5).float().mean().item()
+    assert abs(share - 0.01242) < 4 * math.sqrt(0.01242 / 40_000)
+    # Var = σ² (1 − 2 (c/σ) φ(c/σ) − 2 Q(c/σ)) + c² 2 Q(c/σ), with c/σ = 2.5
+    density, tail = math.exp(-(2.5**2) / 2) / math.sqrt(2 * math.pi), 0.01242 / 2
+    variance = 0.04 * (1 - 5 * density - 2 * tail) + 0.25 * 2 * tail
+    assert noise.var().item() == pytest.approx(variance, rel=0.03)
+    assert abs(torch.corrcoef(noise.T)[0, 1].item()) < 4 / math.sqrt(20_000)
+    assert len(noise[:, 0].unique()) > 19_000
+
+
+def test_target_actions_stay_within_the_bounds(monkeypatch):
+    """With a smoothing noise of 5 half ranges μ'(s') + ε would lie far outside."""
+    largest, forward = [], td3.Critic.forward
+
+    def spy(critic, obs, action):
+        largest.append(action.abs().max().item())
+        return forward(critic, obs, action)
+
+    monkeypatch.setattr(td3.Critic, "forward", spy)
+    td3.train(tiny(td3, policy_noise=5.0, noise_clip=50.0))
+    assert max(largest) == 1
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_target_action_of_td3(monkeypatch, noise):
+    """The target critics are asked about μ'(s') + ε: |ε| ≤ c, and none for σ = 0."""
+    asked, actors, sampled = [], [], []
+    forward, forward_actor, sample = td3.Critic.forward, td3.Actor.forward, td3.ReplayBuffer.sample
+
+    def spy_critic(critic, obs, action):
+        if not torch.is_grad_enabled():  # the two target critics
+            asked.append((critic, action.clone()))
+        return forward(critic, obs, action)
+
+    def spy_actor(actor, obs):
+        action = forward_actor(actor, obs)
+        if obs.ndim == 2 and not torch.is_grad_enabled():
+            actors.append((obs.clone(), action.clone()))
+        return action
+
+    def spy_sample(buffer, batch_size):
+        sampled.append(sample(buffer, batch_size))
+        return sampled[-1]
+
+    monkeypatch.setattr(td3.Critic, "forward", spy_critic)
+    monkeypatch.setattr(td3.Actor, "forward", spy_actor)
+    monkeypatch.setattr(td3.ReplayBuffer, "sample", spy_sample)
+    td3.train(tiny(td3, policy_noise=noise))
+    assert len(asked) == 2 * len(actors) == 2 * len(sampled)
+    for i, ((obs, action), batch) in enumerate(zip(actors, sampled)):
+        assert torch.equal(obs, batch[3])  # next_observations
+        (first, given1), (second, given2) = asked[2 * i : 2 * i + 2]
+        assert first is not second and torch.equal(given1, given2)
+        difference = (given1 - action).abs().max().item()
+        assert difference == 0 if noise == 0 else 0 < difference <= 0.5 + 1e-6
+
+
+# ── The policy's gradient ─────────────────────────────────────────────────────────────────────────
+
+
+class Double:
+    """A tiny policy and critic in float64, for finite differences and exact products."""
+
+    def __init__(self):
+        torch.manual_seed(3)
+        self.policy = torch.nn.Sequential(
+            torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2), torch.nn.Tanh()
+        ).double()
+        self.q = torch.nn.Sequential(
+            torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1)
+        ).double()
+
+    def critic(self, obs, action):
+        return self.q(torch.cat((obs, action), -1)).squeeze(-1)
+
+
+@DETERMINISTIC
+def test_deterministic_policy_gradient(module):
+    """−∇ of the loss is the mean of ∇_θ μ · ∇_a Q, each Jacobian taken by itself; and the slope."""
+    double, obs = Double(), torch.randn(7, 3, dtype=torch.float64)
+    theta = list(double.policy.parameters())
+    loss = module.deterministic_policy_loss(double.policy, double.critic, obs)  # AC-10a
+    gradient = torch.cat([-g.flatten() for g in torch.autograd.grad(loss, theta)])
+    expected = torch.zeros_like(gradient)
+    for s in obs:
+        action = double.policy(s).detach().requires_grad_()
+        (dq_da,) = torch.autograd.grad(double.critic(s, action), action)  # (A,)
+        rows = [torch.autograd.grad(double.policy(s)[i], theta) for i in range(2)]
+        dmu_dtheta = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])  # (A, d)
+        expected += dq_da @ dmu_dtheta / len(obs)
+    torch.testing.assert_close(gradient, expected)
+    vector, step = torch.nn.utils.parameters_to_vector(theta).detach(), 1e-6
+    for i in (0, 5, 12, 20):
+        values = []
+        for sign in (1, -1):
+            moved = vector.clone()
+            moved[i] += sign * step
+            torch.nn.utils.vector_to_parameters(moved, theta)
+            values.append(double.critic(obs, double.policy(obs)).mean().item())
+        slope = (values[0] - values[1]) / (2 * step)
+        assert gradient[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+class Counts:
+    """Counts the steps of each optimizer, told apart by the number of its tensors and its rate."""
+
+    def __init__(self, monkeypatch):
+        self.steps, step = {}, torch.optim.Adam.step
+
+        def spy(optimizer, *args, **more):
+            self.steps.setdefault(id(optimizer), [optimizer, 0])[1] += 1
+            return step(optimizer, *args, **more)
+
+        monkeypatch.setattr(torch.optim.Adam, "step", spy)
+
+    def by_tensors(self):
+        return {len(o.param_groups[0]["params"]): n for o, n in self.steps.values()}
+
+
+@pytest.mark.parametrize(
+    "module, frequency, expected, targets",
+    [
+        # 6 tensors: the policy (or ddpg's critic); 12: both critics; 1: log_alpha
+        (td3, 2, {12: 350, 6: 175}, 3 * 175),
+        (td3, 3, {12: 350, 6: 116}, 3 * 116),
+        (sac, 1, {12: 350, 6: 350, 1: 350}, 2 * 350),
+        (sac, 2, {12: 350, 6: 175, 1: 175}, 2 * 350),
+    ],
+    ids=["td3-2", "td3-3", "sac-1", "sac-2"],
+)
+def test_counts_of_updates(monkeypatch, module, frequency, expected, targets):
+    """AC-11b: one update of the policy, and in td3 of all targets, for every so many of the critics."""
+    counts, moved = Counts(monkeypatch), []
+    monkeypatch.setattr(module, "polyak_update", lambda *args: moved.append(args))
+    settings = dict(total_timesteps=400, learning_starts=50, policy_frequency=frequency)
+    module.train(tiny(module, **settings))
+    assert counts.by_tensors() == expected
+    assert len(moved) == targets
+
+
+def test_ddpg_is_not_delayed(monkeypatch):
+    counts, moved = Counts(monkeypatch), []
+    monkeypatch.setattr(ddpg, "polyak_update", lambda *args: moved.append(args))
+    ddpg.train(tiny(ddpg, total_timesteps=400, learning_starts=50))
+    assert sorted(n for _, n in counts.steps.values()) == [350, 350]  # critic and policy
+    assert len(moved) == 2 * 350
+
+
+def test_policy_of_td3_climbs_the_first_critic(monkeypatch):
+    """Its gradient is that of Q1 alone: another Q2 changes nothing."""
+    seen, loss = [], td3.deterministic_policy_loss
+    critics, init = [], td3.Critic.__init__
+
+    def spy_init(critic, *spaces):
+        init(critic, *spaces)
+        critics.append(critic)
+
+    def spy(actor, critic, observations):
+        seen.append(critic)
+        return loss(actor, critic, observations)
+
+    monkeypatch.setattr(td3.Critic, "__init__", spy_init)
+    monkeypatch.setattr(td3, "deterministic_policy_loss", spy)
+    td3.train(tiny(td3))
+    assert len(critics) == 2 and seen and all(critic is critics[0] for critic in seen)
+
+
+@off_policy
+def test_critics_get_no_gradient_from_the_policy(monkeypatch, module):
+    """After the policy's gradient is taken the critics' is still what their optimizer left: none."""
+    critics, init, backward, passes = [], module.Critic.__init__, torch.Tensor.backward, []
+
+    def spy_init(critic, *spaces):
+        init(critic, *spaces)
+        critics.append(critic)
+
+    def spy(loss, *args, **more):
+        backward(loss, *args, **more)
+        gradients = [p.grad for critic in critics for p in critic.parameters()]
+        passes.append(any(g is not None and bool(g.any()) for g in gradients))
+
+    monkeypatch.setattr(module.Critic, "__init__", spy_init)
+    monkeypatch.setattr(torch.Tensor, "backward", spy)
+    module.train(tiny(module, total_timesteps=200))
+    # 150 updates: the critics' own pass, then, in td3 every second time, the policy's.
+    turn = [True, True, False] if module is td3 else [True, False]
+    assert passes == turn * (len(passes) // len(turn)) and len(passes) in (300, 225)
+
+
+# ── The squashed Gaussian ─────────────────────────────────────────────────────────────────────────
+
+NODES, WEIGHTS = (torch.as_tensor(x) for x in leggauss(4000))  # on [−1, 1], float64
+
+
+def density(mean, log_std):
+    """π(a) at the nodes, from the code's log π at u = artanh(a)."""
+    u = torch.atanh(NODES)[:, None]
+    mean, log_std = (torch.full_like(u, number) for number in (mean, log_std))
+    return sac.squashed_log_prob(u, mean, log_std).exp()
+
+
+@pytest.mark.parametrize("mean, log_std", [(0.0, 0.0), (0.7, -1.0), (-1.5, -0.3), (0.2, -2.5)])
+def test_density_integrates_to_one(mean, log_std):
+    assert (WEIGHTS * density(mean, log_std)).sum().item() == pytest.approx(1, abs=1e-6)  # X-LOGP
+
+
+def test_log_prob_is_summed_over_dimensions():
+    u, mean, log_std = torch.randn(3, 5, 2)
+    both = sac.squashed_log_prob(u, mean, log_std)
+    single = [sac.squashed_log_prob(*(x[:, [i]] for x in (u, mean, log_std))) for i in (0, 1)]
+    assert both.shape == (5,)
+    torch.testing.assert_close(both, single[0] + single[1])
+
+
+@pytest.mark.parametrize("u", [-12.0, -8.0, 0.5, 8.0, 10.0, 12.0, 40.0])
+def test_log_prob_far_out(u):
+    """In float32, against 1 − tanh²u = 4 e^{2u} / (e^{2u} + 1)² in fifty decimal digits."""
+    getcontext().prec = 50
+    power = Decimal(2 * u).exp()
+    log_slope = float((4 * power / (power + 1) ** 2).ln())
+    at_mean = sac.squashed_log_prob(*torch.tensor([[u], [u], [0.0]]))  # the Gaussian's part is flat
+    assert at_mean.item() == pytest.approx(-0.5 * math.log(2 * math.pi) - log_slope, abs=1e-4)
+
+
+def test_entropy_by_quadrature():
+    """H = −E[log π] of sampled actions is −∫ π log π."""
+    values = density(0.3, -0.7)
+    expected = -(WEIGHTS * values * values.log().nan_to_num(neginf=0)).sum().item()  # AC-12b
+    actor = sac.Actor(OBS, gym.spaces.Box(-1, 1, (1,)))
+    for parameter in actor.parameters():
+        torch.nn.init.zeros_(parameter)
+    actor.net[-1].bias.data = torch.tensor([0.3, -0.7])
+    _, log_probs = actor.sample(torch.zeros(100_000, 3))
+    assert -log_probs.mean().item() == pytest.approx(expected, abs=5 * log_probs.std().item() / 316)
+
+
+def test_sampled_actions():
+    """a = tanh u, u = μ + σ⊙ε: |a| ≤ 1, ∂u/∂μ = 1, ∂u/∂σ = ε, so ∂a/∂μ = 1 − a² and
+    ∂a/∂log σ = (1 − a²) σ ε."""
+    actor = sac.Actor(OBS, ACTIONS)
+    mean = torch.full((1000, 2), 0.4, requires_grad=True)
+    log_std = torch.full((1000, 2), -0.5, requires_grad=True)
+    actor.forward = lambda obs: (mean, log_std)
+    actions, log_probs = actor.sample(torch.zeros(1000, 3))  # CS-2.1a, AC-12c
+    assert actions.abs().max() <= 1 and log_probs.shape == (1000,)
+    d_mean, d_log_std = torch.autograd.grad(actions.sum(), (mean, log_std))
+    torch.testing.assert_close(d_mean, 1 - actions**2)
+    u = torch.atanh(actions)
+    torch.testing.assert_close(d_log_std, (1 - actions**2) * (u - 0.4), rtol=1e-3, atol=1e-5)
+    z = ((u - 0.4) / math.exp(-0.5)).flatten()
+    assert abs(z.mean()) < 4 / math.sqrt(2000) and abs(z.var() - 1) < 4 * math.sqrt(2 / 2000)
+    expected = sac.squashed_log_prob(u, mean, log_std)
+    torch.testing.assert_close(log_probs, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_mode_of_sac():
+    actor = sac.Actor(OBS, gym.spaces.Box(-2, 2, (1,)))
+    obs = torch.randn(4, 3)
+    mean, _ = actor(obs)
+    torch.testing.assert_close(actor.mode(obs), 2 * torch.tanh(mean))
+
+
+def test_log_std_is_bounded():
+    actor = sac.Actor(OBS, ACTIONS)
+    for bias, bound in ((50.0, 2.0), (-50.0, -20.0)):
+        torch.nn.init.constant_(actor.net[-1].bias, bias)
+        assert (actor(torch.zeros(1, 3))[1] == bound).all()
+
+
+# ── Maximum entropy ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_soft_policy_loss_by_hand():
+    log_probs, q1, q2 = torch.tensor([[-1.0, 2.0], [3.0, 5.0], [4.0, 1.0]])
+    loss = sac.soft_policy_loss(log_probs, q1, q2, 0.5)  # X-JPI
+    assert loss.item() == pytest.approx((-0.5 - 3 + 1 - 1) / 2)
+
+
+def test_gradient_of_the_soft_policy():
+    """In one dimension: the sampled gradient of E[α log π − Q] against the slope of the integral."""
+    alpha, value = 0.3, lambda a: -((a - 0.5) ** 2)
+
+    def objective(mean, log_std):
+        pi = density(mean, log_std)
+        terms = pi * (alpha * pi.clamp(min=1e-300).log() - value(NODES))
+        return (WEIGHTS * terms).sum().item()
+
+    mean, log_std = (
+        torch.tensor([0.2], requires_grad=True),
+        torch.tensor([-0.4], requires_grad=True),
+    )
+    actor = sac.Actor(OBS, gym.spaces.Box(-1, 1, (1,)))
+    actor.forward = lambda obs: (mean.expand(len(obs), 1), log_std.expand(len(obs), 1))
+    actions, log_probs = actor.sample(torch.zeros(400_000, 3))
+    q = value(actions[:, 0])
+    loss = sac.soft_policy_loss(log_probs, q, q, alpha)
+    assert loss.item() == pytest.approx(objective(0.2, -0.4), abs=0.01)
+    gradients = torch.autograd.grad(loss, (mean, log_std))
+    h = 1e-4
+    slopes = [
+        (objective(0.2 + h, -0.4) - objective(0.2 - h, -0.4)) / (2 * h),
+        (objective(0.2, -0.4 + h) - objective(0.2, -0.4 - h)) / (2 * h),
+    ]
+    for gradient, slope in zip(gradients, slopes):
+        assert gradient.item() == pytest.approx(slope, abs=0.01)
+        assert abs(slope) > 0.05
+
+
+def test_soft_policy_loss_without_entropy():
+    """α = 0 and equal critics: the deterministic policy's loss [AC-10a], at the sampled action."""
+    double, obs = Double(), torch.randn(7, 3, dtype=torch.float64)
+    q = double.critic(obs, double.policy(obs))
+    soft = sac.soft_policy_loss(torch.randn(7, dtype=torch.float64), q, q, 0.0)
+    expected = ddpg.deterministic_policy_loss(double.policy, double.critic, obs)
+    theta = list(double.policy.parameters())
+    for a, b in zip(torch.autograd.grad(soft, theta), torch.autograd.grad(expected, theta)):
+        torch.testing.assert_close(a, b)
+
+
+def test_temperature_loss():
+    """dJ/d log α = −α (mean log π + H̄): α falls where the entropy is above H̄, and rises below."""
+    temperature = sac.Temperature(0.2)
+    assert temperature().item() == pytest.approx(0.2)
+    for log_prob in (1.0, 3.0):  # entropies −1 and −3; H̄ = −2
+        loss = sac.temperature_loss(temperature(), torch.tensor([log_prob, log_prob]), -2)
+        (slope,) = torch.autograd.grad(loss, list(temperature.parameters()))  # X-ALPHA
+        assert slope.item() == pytest.approx(-0.2 * (log_prob - 2))
+        assert (slope > 0) == (log_prob == 1)  # descent: down for the larger entropy
+
+
+@pytest.mark.parametrize("log_std, direction", [(-4.0, 1), (0.0, -1)])
+def test_temperature_moves_in_training(monkeypatch, log_std, direction):
+    """Pendulum has one action: H̄ = −1. A narrow policy raises α, a wide one lowers it."""
+
+    def forward(actor, obs):
+        mean, _ = actor.net(obs).chunk(2, -1)
+        return mean, torch.full_like(mean, log_std)
+
+    monkeypatch.setattr(sac.Actor, "forward", forward)
+    folder = sac.train(tiny(sac, alpha=0.2))
+    alphas = [row["alpha"] for row in table(folder / "updates.csv")]
+    assert all(direction * (b - a) > 0 for a, b in zip([0.2, *alphas], alphas))
+
+
+def test_fixed_temperature():
+    folder = sac.train(tiny(sac, alpha=0.7, autotune=False))
+    alphas = [row["alpha"] for row in table(folder / "updates.csv")]
+    assert alphas == pytest.approx([0.7] * len(alphas))
+    assert state_of(folder)["temperature"]["log_alpha"].item() == pytest.approx(math.log(0.7))
+
+
+def test_targets_of_sac_are_asked_about_the_current_policy(monkeypatch):
+    """a' comes from the policy itself, there is no target policy, and each batch has fresh ε."""
+    states = state_of(sac.train(tiny(sac)))
+    assert "actor_target" not in states and "critic1_target" in states
+
+
+# ── Bounds of arguments that the scripts share ────────────────────────────────────────────────────
+
+
+@off_policy
+def test_matmul_precision_is_set(module):
+    module.train(tiny(module))
+    assert torch.get_float32_matmul_precision() == "medium"
+    module.train(tiny(module, matmul_precision="highest"))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@off_policy
+def test_episodes_that_never_end(module):
+    """Without an end there are logs and checkpoints all the same, once in 10,000 updates."""
+    settings = dict(total_timesteps=10_060, learning_starts=50, batch_size=1, checkpoint_every=1)
+    folder = module.train(tiny(module, env_id="probes:Endless-v0", **settings))
+    assert [row["step"] for row in table(folder / "updates.csv")] == [10_050]
