@@ -87,6 +87,8 @@ def append(path: Path, rows: list[dict]) -> None:
     """Adds rows to a CSV file with one write, so that several processes may do so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", newline="") as file:
+        if not rows:
+            return
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
@@ -130,9 +132,12 @@ def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int)
     summary = json.loads((run_folder / "summary.json").read_text())
     versions = json.loads((run_folder / "args.json").read_text())["versions"]
     curve = thinned(read(run_folder / "episodes.csv"), summary["step"])
-    cell = f"{script}__{job['env_id']}.csv"
-    rows = [{"seed": job["seed"], "step": step, "return": value} for step, value in curve]
-    append(RESULTS / "curves" / cell, rows)
+    path = RESULTS / "curves" / f"{script}__{job['env_id']}.csv"
+    old = read(path)
+    if any(row["seed"] == job["seed"] for row in old):  # a kill came before its row in runs.csv
+        path.unlink()
+        append(path, [row for row in old if row["seed"] != job["seed"]])
+    append(path, [{"seed": job["seed"], "step": step, "return": value} for step, value in curve])
     shutil.rmtree(folder)
     return job | {
         "steps": summary["step"],
