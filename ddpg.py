@@ -1,13 +1,13 @@
 """Deep Deterministic Policy Gradient (DDPG); Lillicrap et al. 2015.
 
 Idea
-    If the policy is a function a = μ_θ(s) and no distribution, its gradient needs no expectation
+    If the policy is a function a = μ_θ(s) and not a distribution, its gradient needs no expectation
     over actions: it follows the slope of Q_w(s, a) in the action, times the action's slope in θ.
     Nothing in that asks who chose the action of a transition, so all of the past can be learned
     from again and again, out of a replay buffer. Noise on the action does the exploring.
 
 Equations, in the order of the code
-    [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
+    [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
     [X-Q]      y = r + γ (1 − terminated) Q'(s', μ'(s'))
     [AC-10a]   ∇J(μ_θ) = E_s[∇_θ μ_θ(s) ∇_a Q(s,a)|_{a=μ_θ(s)}]
     [X-POLYAK] w' ← τ w + (1−τ) w'
@@ -24,13 +24,15 @@ Algorithm
     7. the targets θ', w' follow by the share τ; back to 2
 
 Why targets: y contains Q itself. Were it Q_w, each step on w would move its own goal, and an error
-could feed on itself. Q' and μ' are copies that follow slowly.
+could feed on itself. Q' and μ' are copies that follow slowly. And s: the theorem's states are
+those that μ_θ visits; here they come from the buffer, which is taken for near enough.
 
 Not in the text [impl]
-    uniformly random actions in the first learning_starts steps         OpenAI Spinning Up
+    uniformly random actions in the first learning_starts steps         Fujimoto 2018
     256-256 ReLU units, rates and noise of TD3, so that td3.py differs in its three repairs only.
-        Lillicrap: 400-300, action in the second layer, noise of Ornstein and Uhlenbeck, weight
-        decay, and --policy-lr 1e-4 --learning-rate 1e-3 --tau 0.001 --batch-size 64
+        Lillicrap: 400-300 with batch normalisation, the action from the second layer on, last
+        layers within ±0.003, weight decay for the critic, noise of Ornstein and Uhlenbeck; and
+        --policy-lr 1e-4 --learning-rate 1e-3 --tau 0.001 --batch-size 64
     actions and noise in units of the half range of each dimension      Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
     matrix products at PyTorch's precision "medium", which on a CPU with AVX-512 is twice as fast
@@ -100,11 +102,11 @@ class Args:
     policy_lr: float | None = None  # step size of the policy's Adam; None: the critic's
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
     gamma: float = 0.99  # γ, discount factor [CS-3a]
-    tau: float = 0.005  # τ, share by which the targets follow in each update [X-POLYAK]
+    tau: float = 0.005  # τ, share by which the targets follow [X-POLYAK]
     batch_size: int = 256  # B, transitions in each update
     learning_starts: int = 10_000  # steps with random actions, before the first update
     exploration_noise: float = 0.1  # std of the noise, in units of the half range [AC-10b]
-    matmul_precision: Literal["highest", "high", "medium"] = "medium"  # told in the header
+    matmul_precision: Literal["highest", "high", "medium"] = "medium"  # of float32; see the header
     compile: bool = False  # compile the updates: half a minute's wait, then faster updates
 
 
@@ -121,7 +123,7 @@ class Actor(nn.Module):
     """μ_θ(s), in units in which the bounds of the action space are −1 and +1. [impl]
 
     Raises:
-        ValueError: if the actions are no Box of floats with finite bounds.
+        ValueError: if the actions are not a Box of floats with finite bounds.
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -132,12 +134,11 @@ class Actor(nn.Module):
                 "finite bounds. For Discrete spaces: reinforce.py, a2c.py, trpo.py, ppo.py"
             )
         self.action_shape, outputs = action_space.shape, math.prod(action_space.shape)
-        low = torch.as_tensor(action_space.low, dtype=torch.float32).flatten()
-        high = torch.as_tensor(action_space.high, dtype=torch.float32).flatten()
+        low, high = flat_bounds(action_space)
         self.register_buffer("low", low)
         self.register_buffer("high", high)
-        self.register_buffer("middle", (high + low) / 2)
-        self.register_buffer("half_range", (high - low) / 2)
+        self.register_buffer("middle", low / 2 + high / 2)
+        self.register_buffer("half_range", high / 2 - low / 2)
         self.net = mlp(observation_space.shape[0], outputs)
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -181,7 +182,10 @@ def td_target(rewards: Tensor, next_q: Tensor, terminations: Tensor, gamma: floa
 
 
 def q_loss(q_values: Tensor, target_q: Tensor) -> Tensor:
-    """The mean of (Q_w(s, a) − y)²; values and targets (B,) → scalar."""
+    """The mean of (Q_w(s, a) − y)²; values and targets (B,) → scalar.
+
+    That is [CS-10d] for Q.
+    """
     assert q_values.shape == target_q.shape
     return ((q_values - target_q) ** 2).mean()
 
@@ -209,8 +213,7 @@ def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
 class ReplayBuffer:
     """FIFO store, uniform sample  [X-REPLAY]
 
-    In main memory, one array for each field; the system gives the memory of a row only once that
-    row is written.
+    In main memory, one array for each field; an array takes memory only as far as it is written.
     """
 
     def __init__(self, size: int, obs_size: int, action_size: int, device: torch.device) -> None:
@@ -246,11 +249,11 @@ class ReplayBuffer:
         return {"next": self.next, **rows}
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError if the buffer has not the room for all rows."""
+        """Raises ValueError if the buffer has no room for all rows."""
         self.filled = len(state["rewards"])
         if self.filled > self.size:
             raise ValueError(f"buffer_size is {self.size}; this run needs {self.filled} or more")
-        # In a buffer with room left the oldest row comes first, also if it was a full one before.
+        # Where there is room left the oldest row comes first, even if the saved buffer was full.
         full = self.filled == self.size
         oldest = 0 if full else state["next"]
         self.next = state["next"] if full else self.filled
@@ -297,7 +300,7 @@ def train(args: Args) -> Path:
         return torch.stack((loss, q_values.mean())).detach()
 
     def actor_backward(observations: Tensor) -> Tensor:
-        """Leaves the gradient of −J in θ, and none in w; returns −J."""
+        """Leaves the gradient of the mean −Q_w(s, μ_θ(s)) in θ, none in w; returns that mean."""
         loss = deterministic_policy_loss(actor, critic, observations)
         loss.backward(inputs=theta)  # w's gradient is not even computed
         return loss.detach()
@@ -312,8 +315,8 @@ def train(args: Args) -> Path:
 
     if run.step == 0:  # seeded once; a resumed run has its random generator back
         env.reset(seed=10**6 * args.seed)
-    done, critic_logs, actor_logs = True, [], []
-    while run.step < args.total_timesteps and not (run.interrupted and done):
+    done, rest, critic_logs, actor_logs = True, True, [], []
+    while run.step < args.total_timesteps and not (run.interrupted and rest):
         if done:
             obs, _ = env.reset()
 
@@ -356,8 +359,10 @@ def train(args: Args) -> Path:
             polyak_update(critic, critic_target, args.tau)
             polyak_update(actor, actor_target, args.tau)
 
-        # A checkpoint at an episode's end: from there, a resumed run is the same run.
-        if actor_logs and (done or len(critic_logs) >= 10_000):  # or none comes
+        # A run may stop at an episode's end: resumed from there it is the same run. Elsewhere only
+        # where no end comes for long, or no more steps do.
+        rest = done or run.step == args.total_timesteps or run.step - run.last_step >= 10_000
+        if actor_logs and rest:
             loss, q_value = torch.stack(critic_logs).mean(0)
             policy_loss = torch.stack(actor_logs).mean()
             run.log_update(q_loss=loss, q_value=q_value, policy_loss=policy_loss)
@@ -400,7 +405,7 @@ def prepare(args: Args, least_steps: int) -> torch.device:
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
     if getattr(args, "compile", False):
         try:
-            torch.compile(torch.sin)(torch.zeros(1))
+            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
         except Exception as error:
             raise ValueError(
                 "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
@@ -483,7 +488,16 @@ def check_video(env_id: str) -> None:
 def is_bounded_box(space: gym.Space) -> bool:
     """Whether the space holds arrays of floats between finite bounds."""
     is_box = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
-    return is_box and bool(np.isfinite([space.low, space.high]).all())
+    return is_box and all(bool(x.isfinite().all()) for x in flat_bounds(space))
+
+
+def flat_bounds(space: gym.spaces.Box) -> tuple[Tensor, Tensor]:
+    """low and high, flat, in float32; where float64 has to be rounded, towards the inside."""
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    low = np.where(low < space.low, np.nextafter(low, high), low)
+    high = np.where(high > space.high, np.nextafter(high, low), high)
+    return torch.as_tensor(low.flatten()), torch.as_tensor(high.flatten())
 
 
 @torch.inference_mode()
@@ -659,7 +673,7 @@ class Run:
         return self.folder
 
     def interrupt(self, *_: object) -> None:
-        """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
+        """Ctrl-C or SIGTERM: the loop ends where a checkpoint may be; a second one: at once."""
         self.on_signal(None)
         self.interrupted = True
         self.bar.write("Stopping where the run can go on. Once more stops at once, without saving.")

@@ -7,7 +7,7 @@ Idea
     the side that its advantage asks for, that sample no longer moves the policy.
 
 Equations, in the order of the code
-    [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
+    [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
     [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
@@ -217,12 +217,11 @@ class Actor(nn.Module):
             self.first_action, outputs = int(action_space.start), int(action_space.n)
         else:
             self.action_shape, outputs = action_space.shape, math.prod(action_space.shape)
-            low = torch.as_tensor(action_space.low, dtype=torch.float32).flatten()
-            high = torch.as_tensor(action_space.high, dtype=torch.float32).flatten()
+            low, high = flat_bounds(action_space)
             self.register_buffer("low", low)
             self.register_buffer("high", high)
-            self.register_buffer("middle", (high + low) / 2)
-            self.register_buffer("half_range", (high - low) / 2)
+            self.register_buffer("middle", low / 2 + high / 2)
+            self.register_buffer("half_range", high / 2 - low / 2)
             self.log_std = nn.Parameter(torch.full((outputs,), -0.5))  # log σ, for all states
         # [impl] A last layer near zero: at first no action is preferred, whatever the state.
         self.net = mlp(observation_space.shape[0], outputs, output_gain=0.01)
@@ -539,7 +538,7 @@ def prepare(args: Args, least_steps: int) -> torch.device:
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
     if getattr(args, "compile", False):
         try:
-            torch.compile(torch.sin)(torch.zeros(1))
+            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
         except Exception as error:
             raise ValueError(
                 "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
@@ -622,7 +621,16 @@ def check_video(env_id: str) -> None:
 def is_bounded_box(space: gym.Space) -> bool:
     """Whether the space holds arrays of floats between finite bounds."""
     is_box = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
-    return is_box and bool(np.isfinite([space.low, space.high]).all())
+    return is_box and all(bool(x.isfinite().all()) for x in flat_bounds(space))
+
+
+def flat_bounds(space: gym.spaces.Box) -> tuple[Tensor, Tensor]:
+    """low and high, flat, in float32; where float64 has to be rounded, towards the inside."""
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    low = np.where(low < space.low, np.nextafter(low, high), low)
+    high = np.where(high > space.high, np.nextafter(high, low), high)
+    return torch.as_tensor(low.flatten()), torch.as_tensor(high.flatten())
 
 
 @torch.inference_mode()
@@ -798,7 +806,7 @@ class Run:
         return self.folder
 
     def interrupt(self, *_: object) -> None:
-        """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
+        """Ctrl-C or SIGTERM: the loop ends where a checkpoint may be; a second one: at once."""
         self.on_signal(None)
         self.interrupted = True
         self.bar.write("Stopping where the run can go on. Once more stops at once, without saving.")

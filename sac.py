@@ -1,22 +1,21 @@
-"""Soft Actor-Critic (SAC); Haarnoja et al. 2018.
+"""Soft Actor-Critic (SAC); Haarnoja et al. 2018, 2018b.
 
 Idea
-    Maximise not the return alone but the return plus the policy's entropy, at a price of α a nat:
-    of two ways that pay the same, keep both. The policy is a distribution again, which explores
+    Maximise not the return alone but the return plus the policy's entropy, a nat of which is worth
+    α: of two ways that pay the same, keep both. The policy is a distribution again, and explores
     by itself; its gradient flows through the sampled action into Q, as in DDPG, because the sample
-    is a function of θ and of noise that has no θ in it. α is set so that the entropy stays at a
-    level asked for.
+    is a function of θ and of noise without θ. α is set so that the entropy stays at a given level.
 
 Equations, in the order of the code
-    [AC-12a]   J(π) = E[Σ_t γ^t (r_t + α H(π(·|s_t)))]   is what all this is to maximise
-    [AC-12b]   H = −E_a[log π(a|s)]
-    [CS-2.1a]  z = μ + σ⊙ε, ε∼N(0,I)   z is u in the next two lines
+    [AC-12a]   J(π) = E[Σ_t γ^t (r_t + α H(π(·|s_t)))]   the objective, to be maximised
+    [CS-2.1a]  z = μ + σ⊙ε, ε∼N(0,I)   z is called u from here on
     [AC-12c]   a = tanh(μ + σ⊙ε), ε∼N(0,I)
     [X-LOGP]   log π(a|s) = log N(u;μ,σ²) − Σ log(1−tanh²u)   so a = tanh u
     [AC-11a]   min(Q_w1', Q_w2')
     [X-SOFTQ]  y = r + γ (1 − terminated)(min_i Q_i'(s',a') − α log π(a'|s')), a'∼π_θ
     [X-JPI]    min_θ E[α log π(a|s) − min_i Q_i(s,a)]
     [X-ALPHA]  J(α) = E[−α(log π + H̄)], H̄ = −dim(A)
+    [AC-12b]   H = −E_a[log π(a|s)]   estimated from the batch, for the log
     [X-POLYAK] w' ← τ w + (1−τ) w'
     [X-REPLAY] FIFO store, uniform sample
 
@@ -30,13 +29,18 @@ Algorithm
     7. the temperature: a step on α down J(α)
     8. the targets w1', w2' follow by the share τ; back to 2
 
-Why X-LOGP: squeezing u into (−1, 1) squeezes its density too, by da/du = 1 − tanh²u in each
-dimension. Written with tanh, that is 0 in float32 from |u| = 9 on; here it stays exact.
-The text's bracket in [AC-12a] leaves γ and α's place open; they stand as in the paper.
+Why X-LOGP: tanh crowds the samples together, so their density is divided by da/du = 1 − tanh²u in
+each dimension. Written with tanh, that is 0 in float32 beyond |u| = 9; the form used here is not.
+The text lacks the bracket of [AC-12a], which is the paper's, and γ, which stands as in [CS-3a]; and
+a density's entropy may be negative: H̄ is, and that of a deterministic policy is −∞, not 0. The
+paper of 2018 fits V as well; here, as in that of 2018b, Q alone serves, and α sets itself.
 
 Not in the text [impl]
     uniformly random actions in the first learning_starts steps         Haarnoja 2018, code
-    256-256 ReLU units; log σ within [−20, 2]                           Haarnoja 2018, code
+        (there 1,000, 10,000 for HalfCheetah and Ant)
+    256-256 ReLU units                                                  Haarnoja 2018, code
+    log σ within [−5, 2]: below that, log π of an action in float32 is imprecise        CleanRL
+    step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
     actions and H̄ in units in which the bounds are −1 and +1            Haarnoja 2018b
     time limits bootstrap                                               Pardo 2018
     matrix products at PyTorch's precision "medium", which on a CPU with AVX-512 is twice as fast
@@ -44,7 +48,8 @@ Not in the text [impl]
 
 Changed from td3.py
     the squashed Gaussian, which needs neither noise of its own nor a target policy; −α log π in
-    the target and in the policy's loss, with the minimum of both critics; the temperature.
+    the target and in the policy's loss, with the smaller value of both critics; the temperature;
+    no delay.
 
 Run
     python sac.py --env-id HalfCheetah-v4
@@ -109,14 +114,14 @@ class Args:
     q_lr: float = 3e-4  # step size of the critics' Adam, and of the temperature's
     policy_lr: float = 3e-4  # step size of the policy's Adam
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
-    gamma: float = 0.99  # γ, discount factor [CS-3a]
-    tau: float = 0.005  # τ, share by which the targets follow in each update [X-POLYAK]
+    gamma: float = 0.99  # γ, discount factor [AC-12a]
+    tau: float = 0.005  # τ, share by which the targets follow [X-POLYAK]
     batch_size: int = 256  # B, transitions in each update
     learning_starts: int = 10_000  # steps with random actions, before the first update
     policy_frequency: int = 1  # critic updates for each one of the policy and the temperature
-    alpha: float = 0.2  # α, price of a nat of entropy [AC-12a]; with autotune, at the start
+    alpha: float = 0.2  # α, worth of a nat of entropy [AC-12a]; with autotune, at the start
     autotune: bool = True  # move α so that the entropy stays near H̄ [X-ALPHA]
-    matmul_precision: Literal["highest", "high", "medium"] = "medium"  # told in the header
+    matmul_precision: Literal["highest", "high", "medium"] = "medium"  # of float32; see the header
     compile: bool = False  # compile the updates: half a minute's wait, then faster updates
 
 
@@ -133,7 +138,7 @@ class Actor(nn.Module):
     """π_θ(a|s), a squashed Gaussian; the bounds of the action space are −1 and +1 here. [impl]
 
     Raises:
-        ValueError: if the actions are no Box of floats with finite bounds.
+        ValueError: if the actions are not a Box of floats with finite bounds.
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -144,18 +149,17 @@ class Actor(nn.Module):
                 "finite bounds. For Discrete spaces: reinforce.py, a2c.py, trpo.py, ppo.py"
             )
         self.action_shape, outputs = action_space.shape, math.prod(action_space.shape)
-        low = torch.as_tensor(action_space.low, dtype=torch.float32).flatten()
-        high = torch.as_tensor(action_space.high, dtype=torch.float32).flatten()
+        low, high = flat_bounds(action_space)
         self.register_buffer("low", low)
         self.register_buffer("high", high)
-        self.register_buffer("middle", (high + low) / 2)
-        self.register_buffer("half_range", (high - low) / 2)
+        self.register_buffer("middle", low / 2 + high / 2)
+        self.register_buffer("half_range", high / 2 - low / 2)
         self.net = mlp(observation_space.shape[0], 2 * outputs)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """obs (..., O) → μ and log σ, both (..., A), of the Gaussian before it is squashed."""
         mean, log_std = self.net(obs).chunk(2, -1)
-        return mean, log_std.clamp(-20, 2)
+        return mean, log_std.clamp(-5, 2)
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """obs (..., O) → actions (..., A) in [−1, 1], and their log π (...,).
@@ -195,7 +199,7 @@ class Temperature(nn.Module):
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
-        self.log_alpha = nn.Parameter(torch.tensor(float(alpha)).log())
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(max(alpha, 1e-30))))  # 0 has none
 
     def forward(self) -> Tensor:
         return self.log_alpha.exp()
@@ -239,7 +243,10 @@ def td_target(
 
 
 def q_loss(q_values: Tensor, target_q: Tensor) -> Tensor:
-    """The mean of (Q_w(s, a) − y)²; values and targets (B,) → scalar."""
+    """The mean of (Q_w(s, a) − y)²; values and targets (B,) → scalar.
+
+    That is [CS-10d] for Q.
+    """
     assert q_values.shape == target_q.shape
     return ((q_values - target_q) ** 2).mean()
 
@@ -274,8 +281,7 @@ def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
 class ReplayBuffer:
     """FIFO store, uniform sample  [X-REPLAY]
 
-    In main memory, one array for each field; the system gives the memory of a row only once that
-    row is written.
+    In main memory, one array for each field; an array takes memory only as far as it is written.
     """
 
     def __init__(self, size: int, obs_size: int, action_size: int, device: torch.device) -> None:
@@ -311,11 +317,11 @@ class ReplayBuffer:
         return {"next": self.next, **rows}
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError if the buffer has not the room for all rows."""
+        """Raises ValueError if the buffer has no room for all rows."""
         self.filled = len(state["rewards"])
         if self.filled > self.size:
             raise ValueError(f"buffer_size is {self.size}; this run needs {self.filled} or more")
-        # In a buffer with room left the oldest row comes first, also if it was a full one before.
+        # Where there is room left the oldest row comes first, even if the saved buffer was full.
         full = self.filled == self.size
         oldest = 0 if full else state["next"]
         self.next = state["next"] if full else self.filled
@@ -358,8 +364,8 @@ def train(args: Args) -> Path:
             next_actions, next_log_probs = actor.sample(next_observations)  # (B, A), (B,)
             next_q1 = critic1_target(next_observations, next_actions)  # (B,)
             next_q2 = critic2_target(next_observations, next_actions)  # (B,)
-            next_values = next_q1, next_q2, next_log_probs
-            target_q = td_target(rewards, *next_values, terminations, args.gamma, temperature())
+            next_terms = next_q1, next_q2, next_log_probs, terminations
+            target_q = td_target(rewards, *next_terms, args.gamma, temperature())  # (B,)
         q_values = critic1(observations, actions)  # (B,)
         loss = q_loss(q_values, target_q) + q_loss(critic2(observations, actions), target_q)
         loss.backward()
@@ -389,11 +395,13 @@ def train(args: Args) -> Path:
     optimizers = dict(actor_optimizer=actor_optimizer, critic_optimizer=critic_optimizer)
     optimizers |= dict(alpha_optimizer=alpha_optimizer)
     run = Run(args, env, **networks, **targets, **optimizers, buffer=buffer)
+    if not args.autotune:  # a fixed α is that of the flag, in a resumed run too
+        temperature.load_state_dict(Temperature(args.alpha).state_dict())
 
     if run.step == 0:  # seeded once; a resumed run has its random generator back
         env.reset(seed=10**6 * args.seed)
-    done, critic_logs, actor_logs = True, [], []
-    while run.step < args.total_timesteps and not (run.interrupted and done):
+    done, rest, critic_logs, actor_logs = True, True, [], []
+    while run.step < args.total_timesteps and not (run.interrupted and rest):
         if done:
             obs, _ = env.reset()
 
@@ -425,8 +433,8 @@ def train(args: Args) -> Path:
             critic_optimizer.step()
             critic_optimizer.zero_grad()
 
+            # 6. The policy: a step down α log π_θ(a|s) − min_i Q_wi(s, a), for a fresh a.
             if (run.step - args.learning_starts) % args.policy_frequency == 0:
-                # 6. The policy: a step down α log π_θ(a|s) − min_i Q_wi(s, a), for a fresh a.
                 actor_logs.append(actor_backward(batch[0]))
                 actor_optimizer.step()
                 actor_optimizer.zero_grad()
@@ -440,8 +448,10 @@ def train(args: Args) -> Path:
             polyak_update(critic1, critic1_target, args.tau)
             polyak_update(critic2, critic2_target, args.tau)
 
-        # A checkpoint at an episode's end: from there, a resumed run is the same run.
-        if actor_logs and (done or len(critic_logs) >= 10_000):  # or none comes
+        # A run may stop at an episode's end: resumed from there it is the same run. Elsewhere only
+        # where no end comes for long, or no more steps do.
+        rest = done or run.step == args.total_timesteps or run.step - run.last_step >= 10_000
+        if actor_logs and rest:
             loss, q_value = torch.stack(critic_logs).mean(0)
             policy_loss, entropy, alpha = torch.stack(actor_logs).mean(0)
             metrics = dict(policy_loss=policy_loss, entropy=entropy, alpha=alpha)
@@ -485,7 +495,7 @@ def prepare(args: Args, least_steps: int) -> torch.device:
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
     if getattr(args, "compile", False):
         try:
-            torch.compile(torch.sin)(torch.zeros(1))
+            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
         except Exception as error:
             raise ValueError(
                 "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
@@ -568,7 +578,16 @@ def check_video(env_id: str) -> None:
 def is_bounded_box(space: gym.Space) -> bool:
     """Whether the space holds arrays of floats between finite bounds."""
     is_box = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
-    return is_box and bool(np.isfinite([space.low, space.high]).all())
+    return is_box and all(bool(x.isfinite().all()) for x in flat_bounds(space))
+
+
+def flat_bounds(space: gym.spaces.Box) -> tuple[Tensor, Tensor]:
+    """low and high, flat, in float32; where float64 has to be rounded, towards the inside."""
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    low = np.where(low < space.low, np.nextafter(low, high), low)
+    high = np.where(high > space.high, np.nextafter(high, low), high)
+    return torch.as_tensor(low.flatten()), torch.as_tensor(high.flatten())
 
 
 @torch.inference_mode()
@@ -744,7 +763,7 @@ class Run:
         return self.folder
 
     def interrupt(self, *_: object) -> None:
-        """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
+        """Ctrl-C or SIGTERM: the loop ends where a checkpoint may be; a second one: at once."""
         self.on_signal(None)
         self.interrupted = True
         self.bar.write("Stopping where the run can go on. Once more stops at once, without saving.")

@@ -4,11 +4,11 @@ Idea
     In DDPG the policy climbs whatever the critic shows it, errors too, and finds the actions that
     the critic overrates; those then enter the targets. Three repairs: the more pessimistic one of
     two critics gives the target; the policy moves only once the critics have had time to follow;
-    and a little noise on the target's action makes a narrow peak of Q' worth no more than its
+    and a little noise on the target's action makes a narrow peak of Q' worth little more than its
     surroundings.
 
 Equations, in the order of the code
-    [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   is what all this is to maximise
+    [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
     [AC-11c]   ε ∼ clip(N(0,σ), −c, c)
     [AC-11a]   min(Q_w1', Q_w2')
     [AC-11d]   y = r + γ min_i Q_i'(s', μ'(s') + ε)   without the second term if s' is terminal
@@ -27,20 +27,23 @@ Algorithm
     6. the policy, in every second update only: a step up Q_w1(s, μ_θ(s))
     7. the targets θ', w1', w2' follow by the share τ, then only; back to 2
 
-The text has μ_θ(s') in the target's action; it is the target policy's μ_θ'(s'), as in the paper.
+Where the text introduces the minimum [AC-11a] it writes the critics without primes; it is that of
+the target critics, as in its [AC-11d] and in the paper.
 
 Not in the text [impl]
     uniformly random actions in the first learning_starts steps         Fujimoto 2018
-    256-256 ReLU units (Fujimoto: 400-300), rates and noise             Fujimoto 2018, code
-    actions and noise in units of the half range of each dimension      Fujimoto 2018, code
+        (there 1,000, 10,000 for HalfCheetah and Ant; 25,000 in the authors' later code)
+    256-256 ReLU units, Adam 3e-4, batches of 256                       Fujimoto 2018, later code
+        (in the paper 400-300, 1e-3 and 100)
+    actions and noise in units of the half range of each dimension      after Fujimoto 2018, code
     μ'(s') + ε is clipped to the bounds                                 Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
     matrix products at PyTorch's precision "medium", which on a CPU with AVX-512 is twice as fast
         and as exact as "highest"; with AMX, or on a GPU, it is less exact: --matmul-precision
 
 Changed from ddpg.py
-    two critics and their minimum, the delay of steps 6 and 7, the noise in the target: one hunk
-    each in train, beside their flags and functions.
+    two critics and the smaller value; noise on the target's action; steps 6 and 7 in every second
+    update only. Each has its flags, its function, and its lines in train.
 
 Run
     python td3.py --env-id HalfCheetah-v4
@@ -105,14 +108,14 @@ class Args:
     policy_lr: float | None = None  # step size of the policy's Adam; None: the critics'
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
     gamma: float = 0.99  # γ, discount factor [CS-3a]
-    tau: float = 0.005  # τ, share by which the targets follow in each update [X-POLYAK]
+    tau: float = 0.005  # τ, share by which the targets follow [X-POLYAK]
     batch_size: int = 256  # B, transitions in each update
     learning_starts: int = 10_000  # steps with random actions, before the first update
     exploration_noise: float = 0.1  # std of the noise, in units of the half range [AC-10b]
     policy_frequency: int = 2  # critic updates for each one of the policy and the targets [AC-11b]
     policy_noise: float = 0.2  # σ, std of the noise in the target, same units [AC-11c]
     noise_clip: float = 0.5  # c, bound of that noise [AC-11c]
-    matmul_precision: Literal["highest", "high", "medium"] = "medium"  # told in the header
+    matmul_precision: Literal["highest", "high", "medium"] = "medium"  # of float32; see the header
     compile: bool = False  # compile the updates: half a minute's wait, then faster updates
 
 
@@ -129,7 +132,7 @@ class Actor(nn.Module):
     """μ_θ(s), in units in which the bounds of the action space are −1 and +1. [impl]
 
     Raises:
-        ValueError: if the actions are no Box of floats with finite bounds.
+        ValueError: if the actions are not a Box of floats with finite bounds.
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -140,12 +143,11 @@ class Actor(nn.Module):
                 "finite bounds. For Discrete spaces: reinforce.py, a2c.py, trpo.py, ppo.py"
             )
         self.action_shape, outputs = action_space.shape, math.prod(action_space.shape)
-        low = torch.as_tensor(action_space.low, dtype=torch.float32).flatten()
-        high = torch.as_tensor(action_space.high, dtype=torch.float32).flatten()
+        low, high = flat_bounds(action_space)
         self.register_buffer("low", low)
         self.register_buffer("high", high)
-        self.register_buffer("middle", (high + low) / 2)
-        self.register_buffer("half_range", (high - low) / 2)
+        self.register_buffer("middle", low / 2 + high / 2)
+        self.register_buffer("half_range", high / 2 - low / 2)
         self.net = mlp(observation_space.shape[0], outputs)
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -200,7 +202,10 @@ def td_target(
 
 
 def q_loss(q_values: Tensor, target_q: Tensor) -> Tensor:
-    """The mean of (Q_w(s, a) − y)²; values and targets (B,) → scalar."""
+    """The mean of (Q_w(s, a) − y)²; values and targets (B,) → scalar.
+
+    That is [CS-10d] for Q.
+    """
     assert q_values.shape == target_q.shape
     return ((q_values - target_q) ** 2).mean()
 
@@ -228,8 +233,7 @@ def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
 class ReplayBuffer:
     """FIFO store, uniform sample  [X-REPLAY]
 
-    In main memory, one array for each field; the system gives the memory of a row only once that
-    row is written.
+    In main memory, one array for each field; an array takes memory only as far as it is written.
     """
 
     def __init__(self, size: int, obs_size: int, action_size: int, device: torch.device) -> None:
@@ -265,11 +269,11 @@ class ReplayBuffer:
         return {"next": self.next, **rows}
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError if the buffer has not the room for all rows."""
+        """Raises ValueError if the buffer has no room for all rows."""
         self.filled = len(state["rewards"])
         if self.filled > self.size:
             raise ValueError(f"buffer_size is {self.size}; this run needs {self.filled} or more")
-        # In a buffer with room left the oldest row comes first, also if it was a full one before.
+        # Where there is room left the oldest row comes first, even if the saved buffer was full.
         full = self.filled == self.size
         oldest = 0 if full else state["next"]
         self.next = state["next"] if full else self.filled
@@ -320,7 +324,7 @@ def train(args: Args) -> Path:
         return torch.stack((loss, q_values.mean())).detach()
 
     def actor_backward(observations: Tensor) -> Tensor:
-        """Leaves the gradient of −J in θ, and none in w; returns −J."""
+        """Leaves the gradient of the mean −Q_w1(s, μ_θ(s)) in θ, none in w; returns that mean."""
         loss = deterministic_policy_loss(actor, critic1, observations)
         loss.backward(inputs=theta)  # w's gradient is not even computed
         return loss.detach()
@@ -329,15 +333,16 @@ def train(args: Args) -> Path:
         critic_backward = compiled(critic_backward, device)
         actor_backward = compiled(actor_backward, device)
     networks = dict(actor=actor, critic1=critic1, critic2=critic2)
-    targets = dict(actor_target=actor_target)
-    targets |= dict(critic1_target=critic1_target, critic2_target=critic2_target)
+    targets = dict(
+        actor_target=actor_target, critic1_target=critic1_target, critic2_target=critic2_target
+    )
     optimizers = dict(actor_optimizer=actor_optimizer, critic_optimizer=critic_optimizer)
     run = Run(args, env, **networks, **targets, **optimizers, buffer=buffer)
 
     if run.step == 0:  # seeded once; a resumed run has its random generator back
         env.reset(seed=10**6 * args.seed)
-    done, critic_logs, actor_logs = True, [], []
-    while run.step < args.total_timesteps and not (run.interrupted and done):
+    done, rest, critic_logs, actor_logs = True, True, [], []
+    while run.step < args.total_timesteps and not (run.interrupted and rest):
         if done:
             obs, _ = env.reset()
 
@@ -382,8 +387,10 @@ def train(args: Args) -> Path:
                 polyak_update(critic2, critic2_target, args.tau)
                 polyak_update(actor, actor_target, args.tau)
 
-        # A checkpoint at an episode's end: from there, a resumed run is the same run.
-        if actor_logs and (done or len(critic_logs) >= 10_000):  # or none comes
+        # A run may stop at an episode's end: resumed from there it is the same run. Elsewhere only
+        # where no end comes for long, or no more steps do.
+        rest = done or run.step == args.total_timesteps or run.step - run.last_step >= 10_000
+        if actor_logs and rest:
             loss, q_value = torch.stack(critic_logs).mean(0)
             policy_loss = torch.stack(actor_logs).mean()
             run.log_update(q_loss=loss, q_value=q_value, policy_loss=policy_loss)
@@ -426,7 +433,7 @@ def prepare(args: Args, least_steps: int) -> torch.device:
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
     if getattr(args, "compile", False):
         try:
-            torch.compile(torch.sin)(torch.zeros(1))
+            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
         except Exception as error:
             raise ValueError(
                 "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
@@ -509,7 +516,16 @@ def check_video(env_id: str) -> None:
 def is_bounded_box(space: gym.Space) -> bool:
     """Whether the space holds arrays of floats between finite bounds."""
     is_box = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
-    return is_box and bool(np.isfinite([space.low, space.high]).all())
+    return is_box and all(bool(x.isfinite().all()) for x in flat_bounds(space))
+
+
+def flat_bounds(space: gym.spaces.Box) -> tuple[Tensor, Tensor]:
+    """low and high, flat, in float32; where float64 has to be rounded, towards the inside."""
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    low = np.where(low < space.low, np.nextafter(low, high), low)
+    high = np.where(high > space.high, np.nextafter(high, low), high)
+    return torch.as_tensor(low.flatten()), torch.as_tensor(high.flatten())
 
 
 @torch.inference_mode()
@@ -685,7 +701,7 @@ class Run:
         return self.folder
 
     def interrupt(self, *_: object) -> None:
-        """Ctrl-C or SIGTERM: the loop ends at its next turn. A second one ends the process."""
+        """Ctrl-C or SIGTERM: the loop ends where a checkpoint may be; a second one: at once."""
         self.on_signal(None)
         self.interrupted = True
         self.bar.write("Stopping where the run can go on. Once more stops at once, without saving.")

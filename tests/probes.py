@@ -74,6 +74,26 @@ class OneStep(Probe):
         return 7.0, True
 
 
+class Chance(Probe):
+    """Observations and ends by chance: no two states are alike, one step in five terminates."""
+
+    def observation(self):
+        return self.np_random.uniform(-1, 1, 1).astype(np.float32)
+
+    def outcome(self, action):
+        return self.t + float(action), bool(self.np_random.random() < 0.2)
+
+
+class Narrow(Probe):
+    """Bounds of float64 that float32 has to round; an action beyond them is an error."""
+
+    action_space = Box(np.array([-0.1, 0.7]), np.array([0.1, 0.8]), dtype=np.float64)
+
+    def outcome(self, action):
+        assert self.action_space.contains(action), action.astype(np.float64)
+        return 1.0, False
+
+
 class Slow(Probe):
     """Takes a millisecond a step, so that a test can reach a run in its middle."""
 
@@ -122,6 +142,16 @@ class Unbounded(Probe):
     action_space = Box(-np.inf, np.inf, (1,))
 
 
+class Wide(Probe):
+    """Bounds that float32 cannot hold."""
+
+    action_space = Box(-1e300, 1e300, (1,), np.float64)
+
+    def outcome(self, action):
+        assert self.action_space.contains(action), action
+        return 1.0, False
+
+
 class WholeNumbers(Probe):
     action_space = Box(0, 5, (1,), np.int64)
 
@@ -137,8 +167,8 @@ class Sign(gym.ActionWrapper):
 
 
 for name, limit in {
-    "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "Slow": 20, "OneStep": 5, "Lopsided": 20,
-    "Nested": 20, "Lists": 20, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20,
+    "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "Slow": 20, "OneStep": 5, "Lopsided": 20, "Chance": 20, "Narrow": 20,
+    "Nested": 20, "Lists": 20, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20, "Wide": 20,
 }.items():  # fmt: skip
     gym.register(f"{name}-v0", entry_point=globals()[name], max_episode_steps=limit)
     gym.register(

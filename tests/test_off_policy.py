@@ -198,6 +198,7 @@ def test_exploration_noise(module, monkeypatch):
     first, second = actions[1:, 0], actions[1:, 1]  # AC-10b
     assert abs(first.mean()) < 4 * 0.1 / math.sqrt(2000)
     assert abs(first.std() - 0.1) < 4 * 0.1 / math.sqrt(4000)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4 / math.sqrt(2000)  # drawn per dimension
     # P(0.9 + 0.1 z > 1) = P(z > 1) = 0.1587
     assert abs((second == 1).mean() - 0.1587) < 4 * math.sqrt(0.1587 * 0.8413 / 2000)
 
@@ -472,6 +473,91 @@ def test_critics_get_no_gradient_from_the_policy(monkeypatch, module):
     assert passes == turn * (len(passes) // len(turn)) and len(passes) in (300, 225)
 
 
+# ── Whole updates ─────────────────────────────────────────────────────────────────────────────────
+
+
+def watched(module, monkeypatch, **settings):
+    """A run's updates: (networks before it, batch, generator's state after the batch was drawn)."""
+    updates, state, init, sample = [], {}, module.Run.__init__, module.ReplayBuffer.sample
+
+    def spy_init(run, args, env, **parts):
+        state.update(parts)
+        init(run, args, env, **parts)
+
+    def spy_sample(buffer, batch_size):
+        batch = sample(buffer, batch_size)
+        networks = {k: copy.deepcopy(v) for k, v in state.items() if isinstance(v, torch.nn.Module)}
+        updates.append((networks, batch, torch.get_rng_state()))
+        return batch
+
+    monkeypatch.setattr(module.Run, "__init__", spy_init)
+    monkeypatch.setattr(module.ReplayBuffer, "sample", spy_sample)
+    settings = dict(total_timesteps=80, learning_starts=60, gamma=0.9) | settings
+    folder = module.train(tiny(module, env_id="probes:BoxChance-v0", **settings))
+    return updates, table(folder / "updates.csv")
+
+
+def q(network, obs, action):
+    """A critic's value, layer by layer."""
+    first, _, second, _, third = network.net
+    hidden = torch.cat((obs, action), 1)
+    for layer in (first, second):
+        hidden = (hidden @ layer.weight.T + layer.bias).clamp(min=0)
+    return (hidden @ third.weight.T + third.bias)[:, 0]
+
+
+@off_policy
+@torch.no_grad()
+def test_critic_loss_of_whole_updates(module, monkeypatch):
+    """The logged loss is Σ_i mean (Q_i(s, a) − y)², with y put together from the target networks."""
+    settings = dict(policy_noise=0.0) if module is td3 else {}
+    with torch.enable_grad():
+        updates, rows = watched(module, monkeypatch, **settings)
+    losses = []
+    for nets, (obs, action, reward, next_obs, terminated), generator in updates:
+        if module is sac:
+            torch.set_rng_state(generator)
+            mean, log_std = nets["actor"].net(next_obs).chunk(2, -1)
+            noise = torch.randn(mean.shape)
+            next_action = torch.tanh(mean + log_std.exp() * noise)
+            log_prob = -(noise**2) / 2 - log_std - math.log(2 * math.pi) / 2
+            log_prob = (log_prob - torch.log(1 - next_action**2)).sum(1)
+            bonus = -nets["temperature"].log_alpha.exp() * log_prob
+        else:
+            next_action, bonus = torch.tanh(nets["actor_target"].net(next_obs)), 0.0
+        names = ["critic"] if module is ddpg else ["critic1", "critic2"]
+        next_q = torch.stack([q(nets[f"{name}_target"], next_obs, next_action) for name in names])
+        y = torch.where(terminated, reward, reward + 0.9 * (next_q.min(0).values + bonus))
+        losses.append(sum(((q(nets[name], obs, action) - y) ** 2).mean() for name in names).item())
+    assert len(losses) == 20 and any(batch[4].any() for _, batch, _ in updates)
+    steps, logged = [60, *(row["step"] for row in rows)], [row["q_loss"] for row in rows]
+    ends = [int(step) - 60 for step in steps]
+    means = [np.mean(losses[a:b]) for a, b in zip(ends, ends[1:])]
+    assert len(means) >= 3
+    np.testing.assert_allclose(logged, means, rtol=2e-3)
+
+
+@off_policy
+@torch.no_grad()
+def test_targets_follow_in_whole_updates(module, monkeypatch):
+    """After each update (in td3 each second one) target ← 0.005 network + 0.995 target."""
+    with torch.enable_grad():
+        updates, _ = watched(module, monkeypatch)
+    for i, ((before, *_), (after, *_)) in enumerate(zip(updates, updates[1:]), start=1):
+        for name in [name for name in before if name.endswith("_target")]:
+            source = after[name.removesuffix("_target")]
+            tau = 0.005 if module is not td3 or i % 2 == 0 else 0.0
+            parameters = (network.parameters() for network in (before[name], after[name], source))
+            for old, new, now in zip(*parameters):
+                torch.testing.assert_close(new, tau * now + (1 - tau) * old, rtol=1e-5, atol=1e-7)
+        moved = [name for name in before if not name.endswith("_target")]
+        for name in set(moved) - ({"actor"} if module is td3 and i % 2 else set()):
+            a, b = (
+                torch.nn.utils.parameters_to_vector(x[name].parameters()) for x in (before, after)
+            )
+            assert not torch.equal(a, b), name
+
+
 # ── The squashed Gaussian ─────────────────────────────────────────────────────────────────────────
 
 NODES, WEIGHTS = (torch.as_tensor(x) for x in leggauss(4000))  # on [−1, 1], float64
@@ -547,7 +633,7 @@ def test_mode_of_sac():
 
 def test_log_std_is_bounded():
     actor = sac.Actor(OBS, ACTIONS)
-    for bias, bound in ((50.0, 2.0), (-50.0, -20.0)):
+    for bias, bound in ((50.0, 2.0), (-50.0, -5.0)):
         torch.nn.init.constant_(actor.net[-1].bias, bias)
         assert (actor(torch.zeros(1, 3))[1] == bound).all()
 
@@ -653,7 +739,28 @@ def test_matmul_precision_is_set(module):
 
 @off_policy
 def test_episodes_that_never_end(module):
-    """Without an end there are logs and checkpoints all the same, once in 10,000 updates."""
-    settings = dict(total_timesteps=10_060, learning_starts=50, batch_size=1, checkpoint_every=1)
+    """Without an end there are logs and checkpoints all the same, once in 10,000 steps."""
+    settings = dict(total_timesteps=10_200, learning_starts=9_900, batch_size=1, checkpoint_every=1)
     folder = module.train(tiny(module, env_id="probes:Endless-v0", **settings))
-    assert [row["step"] for row in table(folder / "updates.csv")] == [10_050]
+    rows = [row["step"] for row in table(folder / "updates.csv")]
+    assert rows == [10_000, 10_200]
+
+
+@off_policy
+def test_last_updates_are_logged(module):
+    """Also those of an episode that the end of the run has cut."""
+    folder = module.train(tiny(module, total_timesteps=250))
+    assert [row["step"] for row in table(folder / "updates.csv")] == [200, 250]
+
+
+def test_alpha_of_zero():
+    """No bonus at all: the ablation."""
+    folder = sac.train(tiny(sac, alpha=0.0, autotune=False, total_timesteps=200))
+    assert table(folder / "updates.csv")[-1]["alpha"] < 1e-20
+
+
+def test_fixed_alpha_of_a_resumed_run():
+    folder = sac.train(tiny(sac, alpha=0.7, autotune=False))
+    settings = dict(alpha=0.3, autotune=False, total_timesteps=800, resume=folder)
+    sac.train(tiny(sac, **settings))
+    assert table(folder / "updates.csv")[-1]["alpha"] == pytest.approx(0.3)

@@ -187,6 +187,22 @@ def test_box_actions_of_any_shape_and_bounds(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_bounds_that_float32_rounds(script):
+    """The environment's own bounds hold to the bit: at first, and where the policy is at one."""
+    module = importlib.import_module(script)
+    module.train(module.Args(env_id="probes:Narrow-v0", **TINY[script]))
+    module.train(module.Args(env_id="probes:Wide-v0", **TINY[script]))  # beyond float32's range
+    env = module.make_env("probes:Narrow-v0")
+    space = env.action_space
+    actor = module.Actor(env.observation_space, space)
+    for bias in (-50.0, 50.0):
+        torch.nn.init.constant_(actor.net[-1].bias, bias)
+        action = actor.mode(torch.ones(1, 1)).numpy()[0]
+        assert space.contains(action)
+        assert abs(action - (space.low if bias < 0 else space.high)).max() < 1e-6
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_mujoco(script):
     module = importlib.import_module(script)
     # The HalfCheetah's episodes have 1,000 steps; the Hopper's are short at first.
