@@ -104,7 +104,7 @@ class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
-    learning_rate: float = 1e-3  # α, step size of Adam [CS-4a]
+    learning_rate: float = 2e-3  # α, step size of Adam [CS-4a]
     batch_size: int = 2048  # an update waits for whole episodes of so many steps; 1: for each one
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     norm_adv: bool = True  # standardise the weights G − b of each batch

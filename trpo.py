@@ -114,7 +114,7 @@ class Args:
     gamma: float = 0.995  # γ, discount factor [CS-3a]
     gae_lambda: float = 0.97  # λ, decay of the weights of later TD errors [X-GAE]
     norm_adv: bool = True  # standardise the advantages of each rollout
-    max_kl: float = 0.01  # δ, radius of the trust region, in nats [AC-08a]
+    max_kl: float = 0.02  # δ, radius of the trust region, in nats [AC-08a]
     cg_iterations: int = 10  # steps of conjugate gradient [X-CG]
     cg_damping: float = 0.1  # F + damping · I takes the place of F [X-FVP]
     line_search_steps: int = 10  # lengths that are tried, each 0.8 times the one before [X-LS]
