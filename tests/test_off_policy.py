@@ -87,16 +87,16 @@ def test_buffer_is_saved_without_a_copy(module, tmp_path):
 def test_restored_buffer_goes_on(module):
     first, second = numbered(module, 5, 8), numbered(module, 5, 0)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    for i in (8, 9):  # both overwrite the same, oldest row
-        for buffer in (first, second):
-            buffer.add(np.array([i, -i]), np.array([0.0]), i, np.array([i, i]), False)
-    assert set(second.sample(500)[2].tolist()) == {5.0, 6.0, 7.0, 8.0, 9.0}
+    for buffer in (first, second):  # both overwrite the same, oldest row
+        buffer.add(np.array([8, -8]), np.array([0.0]), 8, np.array([8, 8]), False)
+    assert set(second.sample(500)[2].tolist()) == {4.0, 5.0, 6.0, 7.0, 8.0}
     larger = numbered(module, 50, 0)
     larger.load_state_dict(first.state_dict())
     assert len(larger) == 5
-    for i in range(10, 60):
+    for i in range(10, 56):
+        assert set(larger.sample(2000)[2].tolist()) == {4, 5, 6, 7, 8, *range(10, i)}
         larger.add(np.array([i, -i]), np.array([0.0]), i, np.array([i, i]), False)
-        assert larger.sample(200)[2].min() >= 5  # never a row that was not written
+    assert set(larger.sample(2000)[2].tolist()) == {5, 6, 7, 8, *range(10, 56)}  # 4 is the oldest
     with pytest.raises(ValueError, match="buffer_size is 4; this run needs 5 or more"):
         numbered(module, 4, 0).load_state_dict(first.state_dict())
 
@@ -558,6 +558,19 @@ def test_targets_follow_in_whole_updates(module, monkeypatch):
             assert not torch.equal(a, b), name
 
 
+@off_policy
+def test_step_size_of_the_policy_alone(module):
+    """With policy_lr = 0 the critics move, the policy does not."""
+    rate = dict(policy_lr=0.0, q_lr=1e-3) if module is sac else dict(policy_lr=0.0)
+    first, second = (
+        state_of(module.train(tiny(module, total_timesteps=n, **rate))) for n in (200, 400)
+    )
+    for name, value in first["actor"].items():
+        assert torch.equal(value, second["actor"][name])
+    critic = "critic" if module is ddpg else "critic1"
+    assert not torch.equal(first[critic]["net.0.weight"], second[critic]["net.0.weight"])
+
+
 # ── The squashed Gaussian ─────────────────────────────────────────────────────────────────────────
 
 NODES, WEIGHTS = (torch.as_tensor(x) for x in leggauss(4000))  # on [−1, 1], float64
@@ -618,7 +631,9 @@ def test_sampled_actions():
     torch.testing.assert_close(d_mean, 1 - actions**2)
     u = torch.atanh(actions)
     torch.testing.assert_close(d_log_std, (1 - actions**2) * (u - 0.4), rtol=1e-3, atol=1e-5)
-    z = ((u - 0.4) / math.exp(-0.5)).flatten()
+    z = (u - 0.4) / math.exp(-0.5)
+    assert abs(torch.corrcoef(z.T)[0, 1]) < 4 / math.sqrt(1000)  # drawn per dimension
+    z = z.flatten()
     assert abs(z.mean()) < 4 / math.sqrt(2000) and abs(z.var() - 1) < 4 * math.sqrt(2 / 2000)
     expected = sac.squashed_log_prob(u, mean, log_std)
     torch.testing.assert_close(log_probs, expected, rtol=1e-3, atol=1e-3)
