@@ -40,7 +40,7 @@ TINY = {
         eval_episodes=1, checkpoint_every=128,
     ),
     "ddpg": dict(
-        total_timesteps=600, learning_starts=50, batch_size=16, buffer_size=2_000, eval_episodes=1,
+        total_timesteps=600, learning_starts=350, batch_size=16, buffer_size=2_000, eval_episodes=1,
         checkpoint_every=128,
     ),
 }  # fmt: skip

@@ -24,8 +24,9 @@ OBS, ACTIONS = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,))
 
 
 def tiny(module, **settings):
-    settings = {"env_id": "Pendulum-v1"} | TINY[module.__name__] | {"eval_episodes": 0} | settings
-    return module.Args(**settings)
+    """Arguments of a run of 350 updates."""
+    short = dict(env_id="Pendulum-v1", total_timesteps=400, learning_starts=50, eval_episodes=0)
+    return module.Args(**TINY[module.__name__] | short | settings)
 
 
 def frozen(module):
@@ -746,9 +747,9 @@ def test_targets_of_sac_are_asked_about_the_current_policy(monkeypatch):
 
 @off_policy
 def test_matmul_precision_is_set(module):
-    module.train(tiny(module))
+    module.train(tiny(module, matmul_precision="medium", total_timesteps=60))
     assert torch.get_float32_matmul_precision() == "medium"
-    module.train(tiny(module, matmul_precision="highest"))
+    module.train(tiny(module, total_timesteps=60))
     assert torch.get_float32_matmul_precision() == "highest"
 
 
