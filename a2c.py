@@ -110,9 +110,9 @@ class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
-    learning_rate: float = 7e-4  # step size of RMSprop
-    num_envs: int = 16  # N, environments [AC-07b]
-    num_steps: int = 5  # T, steps in each environment per rollout [AC-07a]
+    learning_rate: float = 2e-3  # step size of RMSprop
+    num_envs: int = 32  # N, environments [AC-07b]
+    num_steps: int = 8  # T, steps in each environment per rollout [AC-07a]
     anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     ent_coef: float = 0.0  # β, weight of the entropy bonus [CS-8.1a]
@@ -623,7 +623,8 @@ class Run:
 
     args.json       script, arguments, versions of the packages
     episodes.csv    one row for each finished training episode: step, return, length, seconds
-    updates.csv     one row for each update: step, seconds, steps_per_second, losses, diagnostics
+    updates.csv     step, seconds, steps_per_second, losses, diagnostics: one row for each update,
+                    with a replay buffer one for each episode, the means over its updates
     checkpoint.pt   all that --resume needs: `state`, the counters, all random generators
     summary.json    what the last line on the screen says
 

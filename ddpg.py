@@ -35,8 +35,8 @@ Not in the text [impl]
         --policy-lr 1e-4 --learning-rate 1e-3 --tau 0.001 --batch-size 64
     actions and noise in units of the half range of each dimension      Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
-    matrix products in float32 throughout; with --matmul-precision medium they were twice as fast
-        on one CPU, no faster on another; on a GPU, or a CPU with AMX, they are less exact then
+    matrix products in float32 throughout; --matmul-precision medium is for CPUs on which it is
+        faster (the one used here, an AMD EPYC, is none); on a GPU or with AMX it is less exact
 
 Run
     python ddpg.py --env-id HalfCheetah-v4
@@ -325,8 +325,7 @@ def train(args: Args) -> Path:
             if run.step < args.learning_starts:
                 action = 2 * torch.rand(len(actor.low), device=device) - 1  # (A,)
             else:
-                state = torch.as_tensor(obs, dtype=torch.float32, device=device)  # (O,)
-                action = actor(state)  # (A,)
+                action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device))  # (A,)
                 noise = args.exploration_noise * torch.randn_like(action)
                 action = (action + noise).clamp(-1, 1)  # [AC-10b]
             env_action = actor.to_env(action).numpy(force=True)
@@ -533,7 +532,8 @@ class Run:
 
     args.json       script, arguments, versions of the packages
     episodes.csv    one row for each finished training episode: step, return, length, seconds
-    updates.csv     one row for each update: step, seconds, steps_per_second, losses, diagnostics
+    updates.csv     step, seconds, steps_per_second, losses, diagnostics: one row for each update,
+                    with a replay buffer one for each episode, the means over its updates
     checkpoint.pt   all that --resume needs: `state`, the counters, all random generators
     summary.json    what the last line on the screen says
 

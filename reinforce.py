@@ -520,7 +520,8 @@ class Run:
 
     args.json       script, arguments, versions of the packages
     episodes.csv    one row for each finished training episode: step, return, length, seconds
-    updates.csv     one row for each update: step, seconds, steps_per_second, losses, diagnostics
+    updates.csv     step, seconds, steps_per_second, losses, diagnostics: one row for each update,
+                    with a replay buffer one for each episode, the means over its updates
     checkpoint.pt   all that --resume needs: `state`, the counters, all random generators
     summary.json    what the last line on the screen says
 

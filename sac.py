@@ -43,8 +43,8 @@ Not in the text [impl]
     step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
     actions and H̄ in units in which the bounds are −1 and +1            Haarnoja 2018b
     time limits bootstrap                                               Pardo 2018
-    matrix products in float32 throughout; with --matmul-precision medium they were twice as fast
-        on one CPU, no faster on another; on a GPU, or a CPU with AMX, they are less exact then
+    matrix products in float32 throughout; --matmul-precision medium is for CPUs on which it is
+        faster (the one used here, an AMD EPYC, is none); on a GPU or with AMX it is less exact
 
 Changed from td3.py
     the squashed Gaussian, which needs neither noise of its own nor a target policy; −α log π in
@@ -410,8 +410,7 @@ def train(args: Args) -> Path:
             if run.step < args.learning_starts:
                 action = 2 * torch.rand(len(actor.low), device=device) - 1  # (A,)
             else:
-                state = torch.as_tensor(obs, dtype=torch.float32, device=device)  # (O,)
-                action, _ = actor.sample(state)  # (A,)
+                action, _ = actor.sample(torch.as_tensor(obs, dtype=torch.float32, device=device))
             env_action = actor.to_env(action).numpy(force=True)
         next_obs, reward, terminated, truncated, info = env.step(env_action)
         run.step += 1
@@ -623,7 +622,8 @@ class Run:
 
     args.json       script, arguments, versions of the packages
     episodes.csv    one row for each finished training episode: step, return, length, seconds
-    updates.csv     one row for each update: step, seconds, steps_per_second, losses, diagnostics
+    updates.csv     step, seconds, steps_per_second, losses, diagnostics: one row for each update,
+                    with a replay buffer one for each episode, the means over its updates
     checkpoint.pt   all that --resume needs: `state`, the counters, all random generators
     summary.json    what the last line on the screen says
 

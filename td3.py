@@ -38,8 +38,8 @@ Not in the text [impl]
     actions and noise in units of the half range of each dimension      after Fujimoto 2018, code
     μ'(s') + ε is clipped to the bounds                                 Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
-    matrix products in float32 throughout; with --matmul-precision medium they were twice as fast
-        on one CPU, no faster on another; on a GPU, or a CPU with AMX, they are less exact then
+    matrix products in float32 throughout; --matmul-precision medium is for CPUs on which it is
+        faster (the one used here, an AMD EPYC, is none); on a GPU or with AMX it is less exact
 
 Changed from ddpg.py
     two critics and the smaller value; noise on the target's action; steps 6 and 7 in every second
@@ -351,8 +351,7 @@ def train(args: Args) -> Path:
             if run.step < args.learning_starts:
                 action = 2 * torch.rand(len(actor.low), device=device) - 1  # (A,)
             else:
-                state = torch.as_tensor(obs, dtype=torch.float32, device=device)  # (O,)
-                action = actor(state)  # (A,)
+                action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device))  # (A,)
                 noise = args.exploration_noise * torch.randn_like(action)
                 action = (action + noise).clamp(-1, 1)  # [AC-10b]
             env_action = actor.to_env(action).numpy(force=True)
@@ -561,7 +560,8 @@ class Run:
 
     args.json       script, arguments, versions of the packages
     episodes.csv    one row for each finished training episode: step, return, length, seconds
-    updates.csv     one row for each update: step, seconds, steps_per_second, losses, diagnostics
+    updates.csv     step, seconds, steps_per_second, losses, diagnostics: one row for each update,
+                    with a replay buffer one for each episode, the means over its updates
     checkpoint.pt   all that --resume needs: `state`, the counters, all random generators
     summary.json    what the last line on the screen says
 

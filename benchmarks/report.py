@@ -59,8 +59,10 @@ def cells() -> dict[tuple[str, str], list[dict[str, str]]]:
 
 
 def spread(numbers: list[float]) -> str:
-    mean, std = statistics.mean(numbers), statistics.stdev(numbers) if numbers[1:] else 0.0
-    return f"**{number(mean)}** ± {std:,.{0 if abs(mean) >= 1000 else 1}f}"
+    mean = statistics.mean(numbers)
+    if not numbers[1:]:  # one seed has no spread
+        return f"**{number(mean)}**"
+    return f"**{number(mean)}** ± {statistics.stdev(numbers):,.{0 if abs(mean) >= 1000 else 1}f}"
 
 
 def returns() -> str:

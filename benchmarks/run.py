@@ -34,16 +34,25 @@ CURVE_POINTS = 100
 
 # Flags of a script on an environment, where it wants others than the defaults, which are for MuJoCo.
 FLAGS = {
-    ("reinforce", "CartPole-v1"): "--total-timesteps 200000",
-    ("reinforce_baseline", "CartPole-v1"): "--total-timesteps 200000",
+    ("reinforce", "CartPole-v1"): "--total-timesteps 200000 --batch-size 500",
+    ("reinforce_baseline", "CartPole-v1"): "--total-timesteps 200000 --batch-size 1000",
     ("a2c", "CartPole-v1"): "--total-timesteps 500000",
-    ("trpo", "CartPole-v1"): "--total-timesteps 100000",
+    ("trpo", "CartPole-v1"): "--total-timesteps 100000 --num-envs 8",
     ("ppo", "CartPole-v1"): "--total-timesteps 100000",
+    ("reinforce", "Acrobot-v1"): "--total-timesteps 500000",
+    ("reinforce_baseline", "Acrobot-v1"): "--total-timesteps 500000",
+    ("a2c", "Acrobot-v1"): "--total-timesteps 500000",
+    ("trpo", "Acrobot-v1"): "--total-timesteps 500000",
     ("ppo", "Acrobot-v1"): "--total-timesteps 500000",
-    (
-        "ppo",
-        "Pendulum-v1",
-    ): "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 256",
+    ("reinforce", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9",
+    ("reinforce_baseline", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9",
+    ("a2c", "Pendulum-v1"): (
+        "--total-timesteps 1000000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 8"
+    ),
+    ("trpo", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9 --num-envs 8 --num-steps 256",
+    ("ppo", "Pendulum-v1"): (
+        "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 256"
+    ),
 }
 
 

@@ -38,12 +38,18 @@ PROBE["sac"] = dict(
     total_timesteps=1_500, learning_starts=300, batch_size=64, q_lr=1e-3, policy_lr=1e-3, tau=0.02,
     buffer_size=10_000, alpha=0.01, autotune=False,
 )  # fmt: skip
-PENDULUM = dict(total_timesteps=6_000, learning_starts=500, batch_size=64)
 PENDULUM = {
-    "ddpg": PENDULUM | dict(learning_rate=1e-3),
-    "td3": PENDULUM | dict(learning_rate=1e-3, total_timesteps=8_000, batch_size=128),
-    "sac": PENDULUM | dict(policy_lr=1e-3, q_lr=1e-3),
-}
+    "ddpg": dict(
+        total_timesteps=6_000, learning_starts=500, batch_size=64, learning_rate=1e-3
+    ),
+    "td3": dict(
+        total_timesteps=8_000, learning_starts=500, batch_size=128, learning_rate=1e-3
+    ),
+    "sac": dict(
+        total_timesteps=6_000, learning_starts=1_000, batch_size=128, policy_lr=1e-3, q_lr=1e-3,
+        tau=0.01,
+    ),
+}  # fmt: skip
 
 
 def summary(folder):

@@ -736,13 +736,7 @@ def test_fixed_temperature():
     assert state_of(folder)["temperature"]["log_alpha"].item() == pytest.approx(math.log(0.7))
 
 
-def test_targets_of_sac_are_asked_about_the_current_policy(monkeypatch):
-    """a' comes from the policy itself, there is no target policy, and each batch has fresh ε."""
-    states = state_of(sac.train(tiny(sac)))
-    assert "actor_target" not in states and "critic1_target" in states
-
-
-# ── Bounds of arguments that the scripts share ────────────────────────────────────────────────────
+# ── Settings and ends of a run ─────────────────────────────────────────────────────────────────────
 
 
 @off_policy
@@ -760,6 +754,11 @@ def test_episodes_that_never_end(module):
     folder = module.train(tiny(module, env_id="probes:Endless-v0", **settings))
     rows = [row["step"] for row in table(folder / "updates.csv")]
     assert rows == [10_000, 10_200]
+
+
+@off_policy
+def test_updates_from_the_first_step(module):
+    module.train(tiny(module, total_timesteps=60, learning_starts=0))
 
 
 @off_policy

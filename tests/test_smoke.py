@@ -65,7 +65,7 @@ def test_no_gradient_is_left_over(monkeypatch, script):
         [],
         torch.Tensor.backward,
     )
-    for name in {"Actor", "Critic"} & vars(module).keys():
+    for name in {"Actor", "Critic", "Temperature"} & vars(module).keys():
 
         def init(self, *spaces, original=getattr(module, name).__init__):
             original(self, *spaces)
