@@ -411,16 +411,18 @@ def train(args: Args) -> Path:
     parameters = [*actor.parameters(), *critic.parameters()]
     optimizer = torch.optim.RMSprop(parameters, args.learning_rate, eps=1e-5, foreach=True)
 
-    def backward(*batch: Tensor) -> Tensor:
-        """Leaves the gradient of −L, limited to its greatest norm; returns what is logged."""
+    def update(*batch: Tensor) -> Tensor:
+        """A step down −L, the gradient limited to its greatest norm; returns what is logged."""
         loss, *terms = actor_critic_loss(actor, critic, *batch, args)
         loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=True)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=False)
+        optimizer.step()
+        optimizer.zero_grad()
         return torch.stack((*terms, grad_norm)).detach()
 
-    if args.compile:
-        backward = compiled(backward, device)
     run = Run(args, actor=actor, critic=critic, optimizer=optimizer)
+    if args.compile:
+        update = compiled(update, device, optimizer)
 
     # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
     obs, _ = envs.reset(seed=10**6 * args.seed + run.step)  # (N, O)
@@ -445,9 +447,7 @@ def train(args: Args) -> Path:
 
         # 4. One step up the objective L, averaged over the T·N samples.
         samples = observations, actions, advantages, targets
-        losses = backward(*(tensor.flatten(0, 1) for tensor in samples))  # [AC-07b]
-        optimizer.step()
-        optimizer.zero_grad()
+        losses = update(*(tensor.flatten(0, 1) for tensor in samples))  # [AC-07b]
 
         # 5. Discard the rollout. [impl] The actor's statistics move here only.
         actor.obs_norm.update(observations.flatten(0, 1))
@@ -516,18 +516,77 @@ def prepare(args: Args, least_steps: int) -> torch.device:
     return torch.device("cuda" if args.cuda else "cpu")
 
 
-def compiled(update: Callable, device: torch.device) -> Callable:
-    """The same function by torch.compile, with its backward pass in the same graph.
+def compiled(
+    update: Callable, device: torch.device, *optimizers: torch.optim.Optimizer
+) -> Callable:
+    """A whole update as one graph by torch.compile: both passes, clipping, the optimizers' steps.
 
     Small networks spend most of an update on launching operations; a graph launches them at once.
     """
     dynamo = importlib.import_module("torch._dynamo")
-    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
+    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes more graphs: still right
         dynamo.config.trace_autograd_ops = True
-    # Random numbers as without compiling: the same ones, from the same generator.
-    importlib.import_module("torch._inductor.config").fallback_random = True
-    graph = torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
-    return lambda *batch: graph(*batch).clone()  # CUDA graphs write each output to the same place
+    step_sizes = [make_traceable(optimizer) for optimizer in optimizers]
+    gpu = device.type == "cuda"
+    # fallback_random: the same random numbers as without compiling, from the same generator.
+    options = {"fallback_random": True, "triton.cudagraphs": gpu, "cpp_wrapper": not gpu}
+    graph = torch.compile(update, options=options)
+
+    def call(*batch: Tensor) -> Tensor:
+        for optimizer, step_size in zip(optimizers, step_sizes):
+            step_size.fill_(optimizer.param_groups[0]["lr"])
+        return graph(*batch).clone()  # CUDA graphs write each output to the same place
+
+    return call
+
+
+def make_traceable(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Gives Adam or RMSprop a step that does not break torch.compile's graph, as PyTorch's does.
+
+    The same formulas on the same state: a checkpoint fits either. Returns the step size as the
+    tensor that the graph reads: a number would be compiled in.
+
+    Raises:
+        TypeError: for another optimizer, or an option of these that is not written out here.
+    """
+    (group,) = optimizer.param_groups
+    adam = type(optimizer) is torch.optim.Adam
+    others = "weight_decay", "amsgrad", "maximize", "momentum", "centered"
+    if not adam and type(optimizer) is not torch.optim.RMSprop or any(map(group.get, others)):
+        raise TypeError(f"compile serves plain Adam and RMSprop, not {optimizer}; leave it out")
+    beta1, beta2 = group["betas"] if adam else (0.0, group["alpha"])
+    names = ("exp_avg", "exp_avg_sq") if adam else ("square_avg",)
+    parameters, states = group["params"], optimizer.state
+    for parameter in parameters:
+        if not states[parameter]:  # none yet
+            states[parameter]["step"] = torch.zeros((), device=parameter.device)
+            states[parameter] |= {name: torch.zeros_like(parameter) for name in names}
+    steps = [states[parameter]["step"] for parameter in parameters]
+    averages = [[states[parameter][name] for name in names] for parameter in parameters]
+    step_size = torch.tensor(group["lr"], device=parameters[0].device)
+
+    @torch.no_grad()
+    def step() -> None:
+        for count in steps:
+            count.add_(1)
+        count = steps[0].double()  # in float32 1 − β₂^t would lose digits
+        correction1, correction2 = (1 - beta1**count).float(), (1 - beta2**count).float()
+        for parameter, (*first, second) in zip(parameters, averages):
+            gradient = parameter.grad
+            second.lerp_(gradient**2, 1 - beta2)
+            if adam:
+                first[0].lerp_(gradient, 1 - beta1)
+                scale = (second / correction2).sqrt() + group["eps"]
+                parameter.sub_(step_size * (first[0] / correction1) / scale)
+            else:
+                parameter.sub_(step_size * gradient / (second.sqrt() + group["eps"]))
+
+    def zero_grad() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+    optimizer.step, optimizer.zero_grad = step, zero_grad
+    return step_size
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

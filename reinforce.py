@@ -416,17 +416,6 @@ def prepare(args: Args, least_steps: int) -> torch.device:
     return torch.device("cuda" if args.cuda else "cpu")
 
 
-def compiled(update: Callable, device: torch.device) -> Callable:
-    """The same function by torch.compile, with its backward pass in the same graph.
-
-    Small networks spend most of an update on launching operations; a graph launches them at once.
-    """
-    dynamo = importlib.import_module("torch._dynamo")
-    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
-        dynamo.config.trace_autograd_ops = True
-    return torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
-
-
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat observations; an episode's last info has its return and length.
 

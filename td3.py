@@ -307,8 +307,8 @@ def train(args: Args) -> Path:
     critic_optimizer = torch.optim.Adam(w, args.learning_rate, fused=True)
     buffer = ReplayBuffer(args.buffer_size, spaces[0].shape[0], len(actor.low), device)
 
-    def critic_backward(*batch: Tensor) -> Tensor:
-        """Leaves the gradient of the critics' loss in w; returns the loss and the mean of Q1."""
+    def critic_update(*batch: Tensor) -> Tensor:
+        """A step on w1, w2 down the critics' loss; returns the loss and the mean of Q1."""
         observations, actions, rewards, next_observations, terminations = batch
         # The target is a constant: no gradient flows through it.
         with torch.no_grad():
@@ -321,23 +321,27 @@ def train(args: Args) -> Path:
         q_values = critic1(observations, actions)  # (B,)
         loss = q_loss(q_values, target_q) + q_loss(critic2(observations, actions), target_q)
         loss.backward()
+        critic_optimizer.step()
+        critic_optimizer.zero_grad()
         return torch.stack((loss, q_values.mean())).detach()
 
-    def actor_backward(observations: Tensor) -> Tensor:
-        """Leaves the gradient of the mean −Q_w1(s, μ_θ(s)) in θ, none in w; returns that mean."""
+    def actor_update(observations: Tensor) -> Tensor:
+        """A step on θ down the mean −Q_w1(s, μ_θ(s)), which it returns; w1 stays as it is."""
         loss = deterministic_policy_loss(actor, critic1, observations)
         loss.backward(inputs=theta)  # w's gradient is not even computed
+        actor_optimizer.step()
+        actor_optimizer.zero_grad()
         return loss.detach()
 
-    if args.compile:
-        critic_backward = compiled(critic_backward, device)
-        actor_backward = compiled(actor_backward, device)
     networks = dict(actor=actor, critic1=critic1, critic2=critic2)
     targets = dict(
         actor_target=actor_target, critic1_target=critic1_target, critic2_target=critic2_target
     )
     optimizers = dict(actor_optimizer=actor_optimizer, critic_optimizer=critic_optimizer)
     run = Run(args, env, **networks, **targets, **optimizers, buffer=buffer)
+    if args.compile:
+        critic_update = compiled(critic_update, device, critic_optimizer)
+        actor_update = compiled(actor_update, device, actor_optimizer)
 
     if run.step == 0:  # seeded once; a resumed run has its random generator back
         env.reset(seed=10**6 * args.seed)
@@ -371,15 +375,11 @@ def train(args: Args) -> Path:
             batch = buffer.sample(args.batch_size)
 
             # 5. Both critics: a step down (Q_w1(s, a) − y)² + (Q_w2(s, a) − y)².
-            critic_logs.append(critic_backward(*batch))
-            critic_optimizer.step()
-            critic_optimizer.zero_grad()
+            critic_logs.append(critic_update(*batch))
 
             # 6. The policy, in every second update only: a step up Q_w1(s, μ_θ(s)).
             if (run.step - args.learning_starts) % args.policy_frequency == 0:  # [AC-11b]
-                actor_logs.append(actor_backward(batch[0]))
-                actor_optimizer.step()
-                actor_optimizer.zero_grad()
+                actor_logs.append(actor_update(batch[0]))
 
                 # 7. The targets follow by the share τ, then only.
                 polyak_update(critic1, critic1_target, args.tau)
@@ -453,18 +453,77 @@ def prepare(args: Args, least_steps: int) -> torch.device:
     return torch.device("cuda" if args.cuda else "cpu")
 
 
-def compiled(update: Callable, device: torch.device) -> Callable:
-    """The same function by torch.compile, with its backward pass in the same graph.
+def compiled(
+    update: Callable, device: torch.device, *optimizers: torch.optim.Optimizer
+) -> Callable:
+    """A whole update as one graph by torch.compile: both passes, clipping, the optimizers' steps.
 
     Small networks spend most of an update on launching operations; a graph launches them at once.
     """
     dynamo = importlib.import_module("torch._dynamo")
-    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
+    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes more graphs: still right
         dynamo.config.trace_autograd_ops = True
-    # Random numbers as without compiling: the same ones, from the same generator.
-    importlib.import_module("torch._inductor.config").fallback_random = True
-    graph = torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
-    return lambda *batch: graph(*batch).clone()  # CUDA graphs write each output to the same place
+    step_sizes = [make_traceable(optimizer) for optimizer in optimizers]
+    gpu = device.type == "cuda"
+    # fallback_random: the same random numbers as without compiling, from the same generator.
+    options = {"fallback_random": True, "triton.cudagraphs": gpu, "cpp_wrapper": not gpu}
+    graph = torch.compile(update, options=options)
+
+    def call(*batch: Tensor) -> Tensor:
+        for optimizer, step_size in zip(optimizers, step_sizes):
+            step_size.fill_(optimizer.param_groups[0]["lr"])
+        return graph(*batch).clone()  # CUDA graphs write each output to the same place
+
+    return call
+
+
+def make_traceable(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Gives Adam or RMSprop a step that does not break torch.compile's graph, as PyTorch's does.
+
+    The same formulas on the same state: a checkpoint fits either. Returns the step size as the
+    tensor that the graph reads: a number would be compiled in.
+
+    Raises:
+        TypeError: for another optimizer, or an option of these that is not written out here.
+    """
+    (group,) = optimizer.param_groups
+    adam = type(optimizer) is torch.optim.Adam
+    others = "weight_decay", "amsgrad", "maximize", "momentum", "centered"
+    if not adam and type(optimizer) is not torch.optim.RMSprop or any(map(group.get, others)):
+        raise TypeError(f"compile serves plain Adam and RMSprop, not {optimizer}; leave it out")
+    beta1, beta2 = group["betas"] if adam else (0.0, group["alpha"])
+    names = ("exp_avg", "exp_avg_sq") if adam else ("square_avg",)
+    parameters, states = group["params"], optimizer.state
+    for parameter in parameters:
+        if not states[parameter]:  # none yet
+            states[parameter]["step"] = torch.zeros((), device=parameter.device)
+            states[parameter] |= {name: torch.zeros_like(parameter) for name in names}
+    steps = [states[parameter]["step"] for parameter in parameters]
+    averages = [[states[parameter][name] for name in names] for parameter in parameters]
+    step_size = torch.tensor(group["lr"], device=parameters[0].device)
+
+    @torch.no_grad()
+    def step() -> None:
+        for count in steps:
+            count.add_(1)
+        count = steps[0].double()  # in float32 1 − β₂^t would lose digits
+        correction1, correction2 = (1 - beta1**count).float(), (1 - beta2**count).float()
+        for parameter, (*first, second) in zip(parameters, averages):
+            gradient = parameter.grad
+            second.lerp_(gradient**2, 1 - beta2)
+            if adam:
+                first[0].lerp_(gradient, 1 - beta1)
+                scale = (second / correction2).sqrt() + group["eps"]
+                parameter.sub_(step_size * (first[0] / correction1) / scale)
+            else:
+                parameter.sub_(step_size * gradient / (second.sqrt() + group["eps"]))
+
+    def zero_grad() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+    optimizer.step, optimizer.zero_grad = step, zero_grad
+    return step_size
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

@@ -505,15 +505,17 @@ def train(args: Args) -> Path:
     theta, w = list(actor.parameters()), list(critic.parameters())
     critic_optimizer = torch.optim.Adam(w, args.critic_learning_rate, fused=True)
 
-    def critic_backward(observations: Tensor, targets: Tensor) -> Tensor:
-        """Leaves L_VF's gradient in w; returns L_VF. Both in units of the targets' variance."""
+    def critic_update(observations: Tensor, targets: Tensor) -> Tensor:
+        """A step of Adam down L_VF in units of the targets' variance, which it returns."""
         loss = value_loss(critic(observations), targets) / critic.return_norm.std**2
         loss.backward()
+        critic_optimizer.step()
+        critic_optimizer.zero_grad()
         return loss.detach()
 
-    if args.compile:
-        critic_backward = compiled(critic_backward, device)
     run = Run(args, actor=actor, critic=critic, critic_optimizer=critic_optimizer)
+    if args.compile:
+        critic_update = compiled(critic_update, device, critic_optimizer)
 
     # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
     obs, _ = envs.reset(seed=10**6 * args.seed + run.step)  # (N, O)
@@ -567,9 +569,7 @@ def train(args: Args) -> Path:
             shuffled = observations[order], targets[order]
             minibatches = (tensor.split(args.critic_batch_size) for tensor in shuffled)
             for minibatch in zip(*minibatches):
-                losses.append(critic_backward(*minibatch))
-                critic_optimizer.step()
-                critic_optimizer.zero_grad()
+                losses.append(critic_update(*minibatch))
 
         # 7. Discard the rollout. [impl] The actor's statistics move here only: had they moved
         # between acting and the step, the KL would not start at 0. What this adds to the change
@@ -642,18 +642,77 @@ def prepare(args: Args, least_steps: int) -> torch.device:
     return torch.device("cuda" if args.cuda else "cpu")
 
 
-def compiled(update: Callable, device: torch.device) -> Callable:
-    """The same function by torch.compile, with its backward pass in the same graph.
+def compiled(
+    update: Callable, device: torch.device, *optimizers: torch.optim.Optimizer
+) -> Callable:
+    """A whole update as one graph by torch.compile: both passes, clipping, the optimizers' steps.
 
     Small networks spend most of an update on launching operations; a graph launches them at once.
     """
     dynamo = importlib.import_module("torch._dynamo")
-    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes two graphs: still right
+    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes more graphs: still right
         dynamo.config.trace_autograd_ops = True
-    # Random numbers as without compiling: the same ones, from the same generator.
-    importlib.import_module("torch._inductor.config").fallback_random = True
-    graph = torch.compile(update, mode="reduce-overhead" if device.type == "cuda" else "default")
-    return lambda *batch: graph(*batch).clone()  # CUDA graphs write each output to the same place
+    step_sizes = [make_traceable(optimizer) for optimizer in optimizers]
+    gpu = device.type == "cuda"
+    # fallback_random: the same random numbers as without compiling, from the same generator.
+    options = {"fallback_random": True, "triton.cudagraphs": gpu, "cpp_wrapper": not gpu}
+    graph = torch.compile(update, options=options)
+
+    def call(*batch: Tensor) -> Tensor:
+        for optimizer, step_size in zip(optimizers, step_sizes):
+            step_size.fill_(optimizer.param_groups[0]["lr"])
+        return graph(*batch).clone()  # CUDA graphs write each output to the same place
+
+    return call
+
+
+def make_traceable(optimizer: torch.optim.Optimizer) -> Tensor:
+    """Gives Adam or RMSprop a step that does not break torch.compile's graph, as PyTorch's does.
+
+    The same formulas on the same state: a checkpoint fits either. Returns the step size as the
+    tensor that the graph reads: a number would be compiled in.
+
+    Raises:
+        TypeError: for another optimizer, or an option of these that is not written out here.
+    """
+    (group,) = optimizer.param_groups
+    adam = type(optimizer) is torch.optim.Adam
+    others = "weight_decay", "amsgrad", "maximize", "momentum", "centered"
+    if not adam and type(optimizer) is not torch.optim.RMSprop or any(map(group.get, others)):
+        raise TypeError(f"compile serves plain Adam and RMSprop, not {optimizer}; leave it out")
+    beta1, beta2 = group["betas"] if adam else (0.0, group["alpha"])
+    names = ("exp_avg", "exp_avg_sq") if adam else ("square_avg",)
+    parameters, states = group["params"], optimizer.state
+    for parameter in parameters:
+        if not states[parameter]:  # none yet
+            states[parameter]["step"] = torch.zeros((), device=parameter.device)
+            states[parameter] |= {name: torch.zeros_like(parameter) for name in names}
+    steps = [states[parameter]["step"] for parameter in parameters]
+    averages = [[states[parameter][name] for name in names] for parameter in parameters]
+    step_size = torch.tensor(group["lr"], device=parameters[0].device)
+
+    @torch.no_grad()
+    def step() -> None:
+        for count in steps:
+            count.add_(1)
+        count = steps[0].double()  # in float32 1 − β₂^t would lose digits
+        correction1, correction2 = (1 - beta1**count).float(), (1 - beta2**count).float()
+        for parameter, (*first, second) in zip(parameters, averages):
+            gradient = parameter.grad
+            second.lerp_(gradient**2, 1 - beta2)
+            if adam:
+                first[0].lerp_(gradient, 1 - beta1)
+                scale = (second / correction2).sqrt() + group["eps"]
+                parameter.sub_(step_size * (first[0] / correction1) / scale)
+            else:
+                parameter.sub_(step_size * gradient / (second.sqrt() + group["eps"]))
+
+    def zero_grad() -> None:
+        for parameter in parameters:
+            parameter.grad = None
+
+    optimizer.step, optimizer.zero_grad = step, zero_grad
+    return step_size
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+import torch._dynamo
 import tyro
 from conftest import EPISODIC, OFF_POLICY, ROOT, SCRIPTS, TINY, probe, run, table, without_clock
 
@@ -146,18 +147,76 @@ def test_same_seed_same_run(script):
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "reinforce"])
 def test_compile_agrees(script):
-    """--compile gives the numbers of the eager run within rounding, over the first updates."""
+    """--compile gives the numbers of the eager run within rounding, over the first updates.
+
+    And each update is one graph: nothing in it, nor in the optimizer's step, breaks it.
+    """
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     module = importlib.import_module(script)
     # Off-policy there is a row for each episode: short ones, so that these are the first updates.
     env_id = probe(script, "TimeLimit") if script in OFF_POLICY else "Pendulum-v1"
     settings = TINY[script] | {"env_id": env_id, "eval_episodes": 0}
     eager, graph = (
-        table(module.train(module.Args(**settings | {"compile": c})) / "updates.csv")[:4]
+        table(module.train(module.Args(**settings | {"compile": c})) / "updates.csv")[:2]
         for c in (False, True)
     )
     for first, second in zip(eager, graph):
         for name in first.keys() - {"seconds", "steps_per_second"}:
             assert second[name] == pytest.approx(first[name], rel=1e-3, abs=1e-5), name
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] >= 1
+    if hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("done", [0, 3])
+@pytest.mark.parametrize("name", ["Adam", "RMSprop"])
+def test_traceable_optimizer(name, done):
+    """The step that is written out for --compile is PyTorch's, from its state on and back to it."""
+    module, make = importlib.import_module("ppo"), getattr(torch.optim, name)
+    torch.manual_seed(0)
+    shapes = (3, 2), (4,), ()
+    parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    copies = [torch.nn.Parameter(x.detach().clone()) for x in parameters]
+    ours, theirs = (make(x, 0.1, eps=1e-3) for x in (parameters, copies))
+
+    def steps(number):
+        for _ in range(number):
+            for x, y in zip(parameters, copies):
+                x.grad = torch.randn(x.shape)
+                y.grad = x.grad.clone()
+            for optimizer in (ours, theirs):
+                optimizer.step()
+                optimizer.zero_grad()
+
+    steps(done)
+    step_size = module.make_traceable(ours)
+    steps(4)
+    step_size.fill_(0.02)
+    theirs.param_groups[0]["lr"] = 0.02
+    steps(4)
+    for x, y in zip(parameters, copies):
+        assert x.grad is None
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+    again = make(parameters, 0.02, eps=1e-3)
+    again.load_state_dict(ours.state_dict())
+    again.param_groups[0]["lr"] = 0.02
+    ours = again
+    steps(2)
+    for x, y in zip(parameters, copies):
+        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+
+
+def test_optimizers_that_compile_does_not_serve():
+    module, parameters = importlib.import_module("ppo"), [torch.nn.Parameter(torch.zeros(1))]
+    for optimizer in (
+        torch.optim.SGD(parameters, 0.1),
+        torch.optim.Adam(parameters, 0.1, weight_decay=0.1),
+        torch.optim.RMSprop(parameters, 0.1, momentum=0.9),
+    ):
+        with pytest.raises(TypeError, match="compile serves plain Adam and RMSprop"):
+            module.make_traceable(optimizer)
 
 
 @pytest.mark.parametrize("script", DISCRETE)
