@@ -41,7 +41,8 @@ Not in the text [impl]
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
     Â in units of the same standard deviation                           tianshou, examples/mujoco
-    RMSprop; step size lowered to 0; the gradient's norm limited        OpenAI Baselines, a2c
+    RMSprop; step size lowered to 0                                     OpenAI Baselines, a2c
+    the gradient's norm limited, to less than most gradients have: all batches weigh the same
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
     time limits bootstrap                                               Pardo 2018
@@ -112,12 +113,12 @@ class Args:
     # Algorithm
     learning_rate: float = 2e-3  # step size of RMSprop
     num_envs: int = 32  # N, environments [AC-07b]
-    num_steps: int = 8  # T, steps in each environment per rollout [AC-07a]
+    num_steps: int = 16  # T, steps in each environment per rollout [AC-07a]
     anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     ent_coef: float = 0.0  # β, weight of the entropy bonus [CS-8.1a]
     vf_coef: float = 0.5  # c₁, weight of the value loss, which has no factor ½ here [AC-09c]
-    max_grad_norm: float = 0.5  # the gradient of θ and w together is scaled down to this norm
+    max_grad_norm: float = 0.1  # the gradient of θ and w together is scaled down to this norm
     compile: bool = False  # compile the update: half a minute's wait, then much faster updates
 
 

@@ -1,4 +1,4 @@
-"""Writes the tables of results/ into benchmarks.md and README.md, between their markers.
+"""Writes the tables of results/ into benchmarks.md and README.md, between their markers, and charts.
 
     python benchmarks/report.py
 
@@ -9,11 +9,13 @@ Each cell has the mean ± standard deviation over the seeds of the training retu
 import random
 import re
 import statistics
+from pathlib import Path
 
 import ablations
 from run import FLAGS, RESULTS, ROOT, read
 
 ORDER = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac"]
+OFF_POLICY = ["ddpg", "td3", "sac"]
 MUJOCO = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
 
 # The best published final value over several seeds that we know of, and its source.
@@ -100,6 +102,160 @@ def headline() -> str:
     return "\n".join(lines)
 
 
+# ── Speed ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def speeds(part: str, quantity: str = "steps/s") -> dict[tuple, list[float]]:
+    """(script, variant, num_envs, threads, buffer_size) → the measurements, in order of the turns."""
+    found = {}
+    for row in read(RESULTS / "speed.csv"):
+        if row["part"] == part and row["quantity"] == quantity:
+            keys = "script", "variant", "num_envs", "threads", "buffer_size"
+            found.setdefault(tuple(row[key] for key in keys), []).append(float(row["value"]))
+    return found
+
+
+def in_order(keys) -> list[tuple]:
+    return sorted(keys, key=lambda key: (ORDER.index(key[0]), int(key[2]), int(key[3]), key[1]))
+
+
+def rounded(x: float) -> str:
+    return f"{x:,.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def peers() -> str:
+    """Steps per second beside SB3, the ratio of each turn's pair, and its range over the turns."""
+    found = speeds("peers")
+    lines = [
+        "| script | environments | steps/s | with `--compile` | SB3 | ratio | with `--compile` |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for key in in_order(key for key in found if key[1] == "eager"):
+        script, _, *rest = key
+        eager = found[key]
+        graph, peer = (found.get((script, name, *rest)) for name in ("compile", "SB3"))
+        cells = [f"{script}.py", rest[0], *(rounded(statistics.median(eager)),)]
+        cells += [rounded(statistics.median(x)) if x else "-" for x in (graph, peer)]
+        for numbers in (eager, graph):
+            ratios = sorted(a / b for a, b in zip(numbers or (), peer or ()))
+            middle = f"**{statistics.median(ratios):.2f}**" if ratios else "-"
+            cells.append(f"{middle} ({ratios[0]:.2f} to {ratios[-1]:.2f})" if ratios else "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def profiles() -> str:
+    """Microseconds a step, and what bounds them."""
+    names = "environment", "acting", "updates"
+    found = {name: speeds("profile", name) for name in (*names, "share of matrix products")}
+    operations = speeds("limits", "MFLOP/step")
+    alone = speeds("limits", "environment alone, steps/s")
+    rate = speeds("limits", "matrix products, GFLOP/s")
+    lines = [
+        "| script | environments | | µs a step | environment | acting, storing | updates, logs |"
+    ]
+    lines[0] += " matrix products | bound |"
+    lines += ["|---|" + "---|" * 8]
+    for key in in_order(found["updates"]):
+        script, variant, n, threads, _ = key
+        parts = [found[name][key][0] for name in names]
+        share = found["share of matrix products"].get(key)
+        bound = ""
+        mflop = operations.get((script, "eager", n, threads, ""))
+        if alone and rate:
+            environment = 1e6 / statistics.median(*alone.values())
+            products = mflop[0] / statistics.median(*rate.values()) * 1000 if mflop else 0
+            bound = f"{environment + products:,.0f}"
+        cells = [f"{script}.py", n, "`--compile`" if variant == "compile" else ""]
+        cells += [f"{x:,.0f}" for x in (sum(parts), *parts)]
+        cells += [f"{share:.0%}" if share else "", bound]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def sweep(part: str) -> str:
+    """Medians of a part that varies one setting: environments, threads or the buffer's size."""
+    found, memory = speeds(part), speeds(part, "memory, MB")
+    if part == "envs":
+        rows = {}
+        for key, numbers in found.items():
+            rows.setdefault(int(key[2]), {})[key[1]] = rounded(statistics.median(numbers))
+        lines = ["| environments | steps/s | with `--compile` |", "|---|---|---|"]
+        lines += [f"| {n} | {row['eager']} | {row['compile']} |" for n, row in sorted(rows.items())]
+    elif part == "threads":
+        lines = ["| script | 1 thread | 2 threads | ratio |", "|---|---|---|---|"]
+        for key in in_order(key for key in found if key[3] == "1"):
+            one, two = found[key], found[(*key[:3], "2", key[4])]
+            ratio = statistics.median(b / a for a, b in zip(one, two))
+            numbers = (rounded(statistics.median(x)) for x in (one, two))
+            lines.append(f"| {key[0]}.py | {' | '.join(numbers)} | {ratio:.2f} |")
+    else:
+        lines = ["| full buffer of | steps/s | memory of the process, MB |", "|---|---|---|"]
+        for key in sorted(found, key=lambda key: int(key[4])):
+            numbers = (rounded(statistics.median(x)) for x in (found[key], memory[key]))
+            lines.append(f"| {int(key[4]):,} steps | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
+def start() -> str:
+    """Seconds until the first step, and from there until the first update is done."""
+    first, update = (speeds("start", f"until the first {x}") for x in ("step", "update"))
+    lines = ["| script | | until the first step, s | then until the first update, s |"]
+    lines += ["|---|---|---|---|"]
+    for key in in_order(first):
+        flag = "`--compile`" if key[1] == "compile" else ""
+        lines.append(f"| {key[0]}.py | {flag} | {first[key][0]:.1f} | {update[key][0]:.1f} |")
+    return "\n".join(lines)
+
+
+def speed_chart(path: Path) -> None:
+    """Bars of each script and SB3's; dashed: no script can be faster on this machine."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found, operations = speeds("peers"), speeds("limits", "MFLOP/step")
+    (alone,) = speeds("limits", "environment alone, steps/s").values()
+    (rate,) = speeds("limits", "matrix products, GFLOP/s").values()
+    alone, rate = statistics.median(alone), statistics.median(rate)
+    most = {}  # environments of the on-policy scripts: one number each, the last of the table
+    for key in in_order(key for key in found if key[1] == "eager"):
+        most[key[0]] = key[2:]
+    groups = [[x for x in most if x not in OFF_POLICY], [x for x in most if x in OFF_POLICY]]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    variants = ("SB3", "#9aa0a6"), ("eager", "#6fa8dc"), ("compile", "#1c4587")
+    for axis, scripts in zip(axes, groups):
+        for place, script in enumerate(scripts):
+            for shift, (variant, colour) in enumerate(variants):
+                if numbers := found.get((script, variant, *most[script])):
+                    height = statistics.median(numbers)
+                    bar = axis.bar(place + 0.27 * (shift - 1), height, 0.25, color=colour)
+                    axis.bar_label(bar, [rounded(height)], fontsize=7, padding=1)
+            microseconds = 1e6 / alone
+            if mflop := operations.get((script, "eager", *most[script])):
+                microseconds += mflop[0] / rate * 1000
+            reach = place - 0.42, place + 0.42
+            axis.plot(reach, [1e6 / microseconds] * 2, "--", color="#b45f06", linewidth=1.2)
+        axis.set_xticks(range(len(scripts)), [f"{x}.py" for x in scripts], fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("environment steps per second")
+    axes[0].set_title("on-policy; dashed: MuJoCo alone", fontsize=9)
+    axes[1].set_title(
+        "off-policy, one update a step; dashed: MuJoCo and the matrix products alone", fontsize=9
+    )
+    names = {"SB3": "Stable-Baselines3", "eager": "ours", "compile": "ours, --compile"}
+    bars = [plt.Rectangle((0, 0), 1, 1, color=colour) for _, colour in variants]
+    figure.legend(
+        bars, [names[x] for x, _ in variants], loc="outside upper center", ncols=3, fontsize=8
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+# ── Pages ─────────────────────────────────────────────────────────────────────────────────────────
+
+
 def fill(text: str, name: str, content: str) -> str:
     """Puts the content between <!-- name --> and <!-- /name -->."""
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -109,9 +265,14 @@ def fill(text: str, name: str, content: str) -> str:
 
 def main() -> None:
     places = {
-        "benchmarks.md": {"returns": returns()},
-        "README.md": {"headline": headline(), "ablations": ablations.table()},
-    }
+        "benchmarks.md": {
+            "returns": returns(), "peers": peers(), "profiles": profiles(), "start": start(),
+            "envs": sweep("envs"), "threads": sweep("threads"), "buffer": sweep("buffer"),
+        },
+        "README.md": {"headline": headline(), "peers": peers(), "ablations": ablations.table()},
+    }  # fmt: skip
+    if speeds("peers") and speeds("limits", "matrix products, GFLOP/s"):
+        speed_chart(RESULTS / "speed.png")
     for page, contents in places.items():
         text = (ROOT / page).read_text()
         for name, content in contents.items():

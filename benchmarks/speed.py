@@ -1,22 +1,39 @@
-"""Steps per second of the scripts beside Stable-Baselines3's, at equal settings, in one run.
+"""Speed of the scripts, beside Stable-Baselines3's at equal settings and beside what is possible.
 
-    pip install '.[benchmarks]' && python benchmarks/speed.py --scripts ppo a2c trpo
+    pip install '.[benchmarks]'
+    python benchmarks/speed.py                          # everything, about an hour on an idle machine
+    python benchmarks/speed.py --parts peers --scripts ppo --num-envs 8 --repeats 3
+    python benchmarks/report.py                         # tables and chart from results/speed.csv
 
-Both train on the same environment with the same number of environments, rollout length, minibatch
-size, epochs, networks (on-policy two of 64-64 tanh, off-policy 256-256 ReLU, one update for each
-step) and one PyTorch thread. They take turns, so that whatever
-else the machine does hits both alike; the first part of each turn is not counted. The scripts do
-more in that time: they standardise observations and returns, ppo.py recomputes its advantages in each
-epoch, and all write their logs. With --vec-normalize SB3 normalises too.
+Parts:
+    peers    each script, with and without --compile, and its counterpart in SB3 or sb3-contrib, on
+             the same environment with the same number of environments, rollout length, minibatch
+             size, epochs, networks (on-policy two of 64-64 tanh, off-policy 256-256 ReLU, batches of
+             256, one update a step). They take turns, so that whatever else the machine does hits
+             all alike; the first part of each turn is not counted. The scripts do more in that time:
+             they standardise observations and returns, ppo.py recomputes its advantages in each
+             epoch, and all write their logs. With --vec-normalize SB3 normalises too.
+    limits   the environment alone; the machine's rate of matrix products, and the operations in one
+             update, which together bound the off-policy scripts
+    profile  where a step's time goes: environment, acting, matrix products, the rest
+    threads  each script with 1 and 2 threads of PyTorch
+    envs     ppo.py with 1 to 64 environments, 2,048 steps a rollout
+    buffer   sac.py with a full replay buffer of 10⁴ to 10⁶ steps: steps/s and memory
+    start    seconds until the first step, and what --compile adds until the first update
+
+Every measurement is a process of its own, with the threads set to 1 where nothing else is said. A
+row of results/speed.csv is one measurement; those of an earlier day in the same place are replaced.
 """
 
 import argparse
 import contextlib
 import csv
 import importlib
+import json
 import os
 import platform
-import statistics
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,121 +41,372 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-warnings.filterwarnings("ignore")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import sb3_contrib  # noqa: E402
-import stable_baselines3  # noqa: E402
-import torch  # noqa: E402
-from stable_baselines3.common.env_util import make_vec_env  # noqa: E402
-from stable_baselines3.common.vec_env import VecNormalize  # noqa: E402
+from run import RESULTS, commit, cpu, read  # noqa: E402
 
-# script: (SB3's class, steps of a rollout over all environments or None for 5 in each,
-#          our arguments, SB3's arguments, updates before the clock starts, updates that count)
-PAIRS = {
-    "ppo": (
-        stable_baselines3.PPO, 2048, {"num_minibatches": 32}, {"batch_size": 64, "n_epochs": 10}, 2, 6,
-    ),
-    "a2c": (stable_baselines3.A2C, None, {}, {}, 100, 400),
+PATH = RESULTS / "speed.csv"
+KEY = "part", "script", "variant", "num_envs", "threads", "buffer_size", "quantity"
+
+# script: (class of the peer, steps of a rollout over all environments or None for 5 in each, our
+#          arguments, the peer's arguments, updates before the clock starts, updates that count)
+ON_POLICY = {
+    "a2c": ("stable_baselines3.A2C", None, {}, {}, 100, 400),
     "trpo": (
-        sb3_contrib.TRPO, 2048, {"cg_iterations": 15, "critic_batch_size": 128, "critic_epochs": 10},
-        {"batch_size": 128, "cg_max_steps": 15, "n_critic_updates": 10}, 2, 6,
+        "sb3_contrib.TRPO", 2048, dict(cg_iterations=15, critic_batch_size=128, critic_epochs=10),
+        dict(batch_size=128, cg_max_steps=15, n_critic_updates=10), 2, 6,
+    ),
+    "ppo": (
+        "stable_baselines3.PPO", 2048, dict(num_minibatches=32), dict(batch_size=64, n_epochs=10), 2, 6,
     ),
 }  # fmt: skip
-
-# One environment, HalfCheetah's episodes of 1,000 steps: from the first one's end to the third's.
+EPISODIC = ["reinforce", "reinforce_baseline"]  # SB3 has no counterpart
 OFF_POLICY = {
-    "ddpg": stable_baselines3.DDPG,
-    "td3": stable_baselines3.TD3,
-    "sac": stable_baselines3.SAC,
+    "ddpg": "stable_baselines3.DDPG",
+    "td3": "stable_baselines3.TD3",
+    "sac": "stable_baselines3.SAC",
 }
+SCRIPTS = [*EPISODIC, *ON_POLICY, *OFF_POLICY]
+# Updates of the episodic scripts, each 3 episodes of 1,000 steps; and off-policy steps.
+WARM_UP, COUNTED = 2, 5
 
 
-def ours(script: str, env_id: str, num_envs: int, compiled: bool) -> float:
-    """Steps per second of our script, from its own log."""
-    if script in OFF_POLICY:
-        module = importlib.import_module(script)
-        args = module.Args(
-            env_id=env_id, total_timesteps=3000, learning_starts=100, eval_episodes=0,
-            compile=compiled, checkpoint_every=10**9,
-        )  # fmt: skip
-        with open(module.train(args) / "updates.csv") as file:
-            seconds = {int(row["step"]): float(row["seconds"]) for row in csv.DictReader(file)}
-        return 2000 / (seconds[3000] - seconds[1000])
-    _, rollout, settings, _, warm_up, updates = PAIRS[script]
+# ── One measurement, in a process of its own ──────────────────────────────────────────────────────
+
+
+def arguments(job: dict):
+    """The script's arguments for a job, and the rows of updates.csv between which the clock runs."""
+    script, n = job["script"], job.get("num_envs") or 1
+    settings = dict(env_id=job["env_id"], eval_episodes=0, checkpoint_every=10**9)
+    settings |= dict(num_threads=job["threads"])
+    if job["variant"] == "compile":
+        settings |= dict(compile=True)
+    if script in EPISODIC:  # three of HalfCheetah's episodes make a batch of 2,048 or more
+        settings |= dict(total_timesteps=3000 * (WARM_UP + COUNTED))
+        first, last = WARM_UP - 1, WARM_UP + COUNTED - 1
+    elif script in ON_POLICY:
+        _, rollout, ours, _, warm_up, updates = ON_POLICY[script]
+        steps = rollout // n if rollout else 5
+        settings |= dict(num_envs=n, num_steps=steps, **ours)
+        settings |= dict(total_timesteps=(warm_up + updates) * steps * n)
+        first, last = warm_up - 1, warm_up + updates - 1
+    else:  # a row for each episode of 1,000 steps
+        settings |= dict(total_timesteps=3000, learning_starts=100)
+        first, last = 0, 2
+    if job.get("buffer_size"):
+        settings |= dict(buffer_size=job["buffer_size"])
     module = importlib.import_module(script)
-    num_steps = rollout // num_envs if rollout else 5
-    args = module.Args(
-        env_id=env_id, num_envs=num_envs, num_steps=num_steps, eval_episodes=0, compile=compiled,
-        total_timesteps=(warm_up + updates) * num_steps * num_envs, checkpoint_every=10**9, **settings,
-    )  # fmt: skip
-    folder = module.train(args)
-    with open(folder / "updates.csv") as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
-    return updates * num_steps * num_envs / (seconds[-1] - seconds[warm_up - 1])
+    return module, module.Args(**settings), first, last
 
 
-def theirs(script: str, env_id: str, num_envs: int, normalize: bool) -> float:
-    """Steps per second of SB3's counterpart."""
-    if script in OFF_POLICY:
-        model = OFF_POLICY[script](
-            "MlpPolicy", make_vec_env(env_id, 1, seed=1), batch_size=256, learning_starts=100,
-            train_freq=1, gradient_steps=1, policy_kwargs={"net_arch": [256, 256]}, device="cpu",
-        )  # fmt: skip
-        model.learn(1000)
-        start = time.perf_counter()
-        model.learn(2000, reset_num_timesteps=False)
-        return 2000 / (time.perf_counter() - start)
-    peer, rollout, _, settings, warm_up, updates = PAIRS[script]
-    envs = make_vec_env(env_id, num_envs, seed=1)
-    if normalize:
+def ours(job: dict) -> float:
+    """Steps per second of our script, from its own log."""
+    module, args, first, last = arguments(job)
+    with open(module.train(args) / "updates.csv") as file:
+        rows = list(csv.DictReader(file))
+    steps, seconds = (
+        float(rows[last][name]) - float(rows[first][name]) for name in ("step", "seconds")
+    )
+    return steps / seconds
+
+
+def theirs(job: dict) -> float:
+    """Steps per second of the counterpart."""
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    def peer(name: str):
+        module, kind = name.split(".")
+        return getattr(importlib.import_module(module), kind)
+
+    script, n = job["script"], job["num_envs"]
+    envs = make_vec_env(job["env_id"], n, seed=1)
+    if job["variant"] == "SB3 + VecNormalize":
         envs = VecNormalize(envs)
-    num_steps = rollout // num_envs if rollout else 5
-    model = peer("MlpPolicy", envs, n_steps=num_steps, device="cpu", seed=1, **settings)
-    model.learn(warm_up * num_steps * num_envs)
-    start, steps = time.perf_counter(), updates * num_steps * num_envs
+    if script in OFF_POLICY:
+        model = peer(OFF_POLICY[script])(
+            "MlpPolicy", envs, batch_size=256, learning_starts=100, train_freq=1, gradient_steps=1,
+            policy_kwargs={"net_arch": [256, 256]}, device="cpu",
+        )  # fmt: skip
+        warm_up, steps = 1000, 2000
+    else:
+        name, rollout, _, settings, warm_up, updates = ON_POLICY[script]
+        per_env = rollout // n if rollout else 5
+        model = peer(name)("MlpPolicy", envs, n_steps=per_env, device="cpu", seed=1, **settings)
+        warm_up, steps = warm_up * per_env * n, updates * per_env * n
+    model.learn(warm_up)
+    start = time.perf_counter()
     model.learn(steps, reset_num_timesteps=False)
     return steps / (time.perf_counter() - start)
 
 
+def fill_buffers(module) -> None:
+    """From now on each new replay buffer of the script is full, of noise."""
+    import numpy as np
+
+    init = module.ReplayBuffer.__init__
+
+    def full(buffer, *args) -> None:
+        init(buffer, *args)
+        for array in buffer.arrays.values():
+            for start in range(0, len(array), 10_000):  # without a second copy of it all
+                part = array[start : start + 10_000]
+                part[...] = np.random.standard_normal(part.shape) > 0
+        buffer.filled = buffer.size
+
+    module.ReplayBuffer.__init__ = full
+
+
+def environment_alone(env_id: str, steps: int = 20_000) -> float:
+    """Steps per second of one environment with random actions that are drawn beforehand."""
+    import gymnasium as gym
+
+    env = gym.make(env_id)
+    actions = [env.action_space.sample() for _ in range(1000)]
+    env.reset(seed=1)
+    start = time.perf_counter()
+    for t in range(steps):
+        *_, terminated, truncated, _ = env.step(actions[t % 1000])
+        if terminated or truncated:
+            env.reset()
+    return steps / (time.perf_counter() - start)
+
+
+def matrix_products(size: int = 256) -> float:
+    """GFLOP per second of products of square float32 matrices: the best of 20 times 50."""
+    import torch
+
+    a, b, c = torch.randn(3, size, size)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        for _ in range(50):
+            torch.mm(a, b, out=c)
+        seconds.append(time.perf_counter() - start)
+    return 50 * 2 * size**3 / min(seconds) / 1e9
+
+
+def operations(job: dict) -> float:
+    """MFLOP of matrix products for each environment step, acting and updates, as PyTorch counts."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module, args, _, _ = arguments(job)
+    args.total_timesteps = 1000 if job["script"] in OFF_POLICY else args.total_timesteps
+    with FlopCounterMode(display=False) as counter:
+        folder = module.train(args)
+    steps = json.loads((folder / "summary.json").read_text())["step"]
+    if job["script"] in OFF_POLICY:
+        steps -= args.learning_starts
+    return counter.get_total_flops() / steps / 1e6
+
+
+def profile(job: dict) -> dict[str, float]:
+    """Microseconds a step: in env.step, in the rest of acting and storing, in all the rest.
+
+    And in the matrix products of a run under PyTorch's profiler, as a share of its operations'.
+    """
+    import torch
+
+    module, args, first, last = arguments(job)
+    spent = {"environment": 0.0, "play": 0.0}
+
+    def timed(owner, name: str, label: str) -> None:
+        function = getattr(owner, name)
+
+        def wrapper(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[label] += time.perf_counter() - start
+
+        setattr(owner, name, wrapper)
+
+    timed(module.EpisodeInfo, "step", "environment")  # the outermost wrapper of each environment
+    for name in ("play", "play_episode"):
+        if hasattr(module, name):
+            timed(module, name, "play")
+    marks, log_update = [], module.Run.log_update
+
+    def mark(run, **metrics):
+        log_update(run, **metrics)
+        marks.append((run.step, time.perf_counter(), *spent.values()))
+
+    module.Run.log_update = mark
+    module.train(args)
+    steps, total, environment, play = (b - a for a, b in zip(marks[first], marks[last]))
+    parts = {"environment": environment, "acting": max(play - environment, 0.0)}
+    parts["updates"] = total - sum(parts.values())
+    if job["variant"] == "eager":
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        few = 1000 if job["script"] in OFF_POLICY else marks[0][0]  # one update; or 900 of them
+        args.total_timesteps = few
+        module.Run.log_update = log_update
+        with torch.profiler.profile(activities=activities) as record:
+            module.train(args)
+        times = {row.key: row.self_cpu_time_total for row in record.key_averages()}
+        products = sum(times.get(f"aten::{name}", 0) for name in ("mm", "addmm", "bmm"))
+        parts["share of matrix products"] = products / sum(times.values()) * steps / 1e6
+    return {name: seconds / steps * 1e6 for name, seconds in parts.items()}
+
+
+def start_up(job: dict) -> dict[str, float]:
+    """Seconds from the command until the run's clock starts, and from there to the first update."""
+    module, args, _, _ = arguments(job)
+    script = job["script"]
+    words = ["--env-id", job["env_id"], "--eval-episodes", "0"]
+    if script in ON_POLICY:
+        total = args.num_envs * args.num_steps
+        words += ["--num-envs", str(args.num_envs), "--num-steps", str(args.num_steps)]
+        words += ["--total-timesteps", str(total)]
+    elif script in OFF_POLICY:
+        words += ["--total-timesteps", "101", "--learning-starts", "100"]
+    else:
+        words += ["--total-timesteps", "3000"]
+    words += ["--compile"] * (job["variant"] == "compile")
+    with tempfile.TemporaryDirectory() as cache:  # nothing compiled on an earlier day
+        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-W", "ignore", str(ROOT / f"{script}.py"), *words],
+            check=True, env=env, capture_output=True,
+        )  # fmt: skip
+        wall = time.perf_counter() - start
+    (summary,) = Path("runs").glob("*/summary.json")
+    seconds = json.loads(summary.read_text())["seconds"]
+    return {"until the first step": wall - seconds, "until the first update": seconds}
+
+
+def measure(job: dict) -> dict[str, float]:
+    """Runs one job in this process; quantity → number."""
+    import torch
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(job["threads"])
+    part = job["part"]
+    if part == "limits":
+        if job["script"]:
+            return {"MFLOP/step": operations(job)}
+        return {
+            "environment alone, steps/s": environment_alone(job["env_id"]),
+            "matrix products, GFLOP/s": matrix_products(),
+        }
+    if part == "profile":
+        return profile(job)
+    if part == "start":
+        return start_up(job)
+    if part == "buffer":
+        fill_buffers(importlib.import_module(job["script"]))
+    speed = theirs(job) if job["variant"].startswith("SB3") else ours(job)
+    found = {"steps/s": speed}
+    if part == "buffer":  # the most that the process has held, in kilobytes on Linux
+        found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return found
+
+
+# ── All jobs ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def jobs(options: argparse.Namespace) -> list[dict]:
+    """The measurements of the chosen parts, in turns."""
+    found, scripts = [], options.scripts
+    on_policy = [script for script in scripts if script in ON_POLICY]
+
+    def add(part: str, script: str = "", variant: str = "eager", **more) -> None:
+        job = dict(part=part, script=script, variant=variant, num_envs=1, threads=1, buffer_size="")
+        found.append(job | dict(env_id=options.env_id) | more)
+
+    def compiles(script: str) -> list[str]:
+        return ["eager", "compile"] if script != "reinforce" else ["eager"]
+
+    counts = {script: options.num_envs if script in ON_POLICY else [1] for script in scripts}
+    peer = "SB3 + VecNormalize" if options.vec_normalize else "SB3"
+    for turn in range(options.repeats):
+        if "peers" in options.parts:
+            for script in scripts:
+                for n in counts[script]:
+                    for variant in [*compiles(script), *[peer] * (script not in EPISODIC)]:
+                        add("peers", script, variant, num_envs=n, turn=turn)
+        if "limits" in options.parts:
+            add("limits", turn=turn)
+        if "threads" in options.parts:
+            for script in scripts:
+                for threads in (1, 2):
+                    n = max(counts[script])
+                    add("threads", script, num_envs=n, threads=threads, turn=turn)
+        if "envs" in options.parts and "ppo" in scripts:
+            for n in (1, 2, 4, 8, 16, 32, 64):
+                for variant in ("eager", "compile"):
+                    add("envs", "ppo", variant, num_envs=n, turn=turn)
+        if "buffer" in options.parts and "sac" in scripts:
+            for size in (10_000, 100_000, 1_000_000):
+                add("buffer", "sac", buffer_size=size, turn=turn)
+    for script in scripts:
+        n = max(counts[script])
+        if "limits" in options.parts and script in OFF_POLICY:
+            add("limits", script, turn=0)
+        if "profile" in options.parts:
+            for variant in compiles(script):
+                add("profile", script, variant, num_envs=n, turn=0)
+        if "start" in options.parts:
+            for variant in compiles(script):
+                add("start", script, variant, num_envs=n, turn=0)
+    assert all(job["script"] in on_policy for job in found if job["num_envs"] > 1)
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--scripts", nargs="+", default=[*PAIRS, *OFF_POLICY], choices=[*PAIRS, *OFF_POLICY]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parts = ["peers", "limits", "profile", "threads", "envs", "buffer", "start"]
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
+    parser.add_argument("--scripts", nargs="+", default=SCRIPTS, choices=SCRIPTS)
     parser.add_argument("--env-id", default="HalfCheetah-v4")
-    parser.add_argument("--num-envs", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[8], help="on-policy")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vec-normalize", action="store_true", help="SB3 with VecNormalize")
+    parser.add_argument("--job", help=argparse.SUPPRESS)  # one measurement, as JSON
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    packages = ["torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"]
-    versions = [f"python {platform.python_version()}"]
-    print(", ".join(versions + [f"{name} {version(name)}" for name in packages]))
-    print(
-        "| script | environments | steps/s | with --compile | SB3 | ratio | with --compile | spread |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        os.chdir(folder)
-        for script in options.scripts:
-            for num_envs in options.num_envs if script in PAIRS else [1]:
-                turns = []
-                for _ in range(options.repeats):
-                    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-                        speeds = [ours(script, options.env_id, num_envs, x) for x in (False, True)]
-                        peer = theirs(script, options.env_id, num_envs, options.vec_normalize)
-                    turns.append((*speeds, peer))
-                eager, compiled, peer = (statistics.median(column) for column in zip(*turns))
-                ratio, ratio_compiled = (
-                    statistics.median(turn[i] / turn[2] for turn in turns) for i in (0, 1)
-                )
-                ratios = sorted(turn[1] / turn[2] for turn in turns)
-                print(
-                    f"| {script}.py | {num_envs} | {eager:,.0f} | {compiled:,.0f} | {peer:,.0f} | "
-                    f"{ratio:.2f} | {ratio_compiled:.2f} | {ratios[0]:.2f}-{ratios[-1]:.2f} |",
-                    flush=True,
-                )
+    if options.job:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            found = measure(json.loads(options.job))
+        print(json.dumps(found))
+        return
+    revision = commit(options.scripts)
+    names = ["torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"]
+    versions = [f"python {platform.python_version()}", *(f"{x} {version(x)}" for x in names)]
+    about = {"commit": revision, "versions": ", ".join(versions), "cpu": cpu()}
+    todo, new, fresh = jobs(options), [], set()
+    for count, job in enumerate(todo, 1):
+        env = os.environ | {"OMP_NUM_THREADS": str(job["threads"])}
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                [sys.executable, __file__, "--job", json.dumps(job)],
+                check=False, cwd=folder, env=env, capture_output=True, text=True,
+            )  # fmt: skip
+        if done.returncode:
+            sys.exit(f"{job}\n{done.stdout}{done.stderr}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        for quantity, number in found.items():
+            row = {name: job[name] for name in KEY[:-1]} | {"quantity": quantity}
+            key = tuple(str(row[name]) for name in KEY)
+            # The first turn's rows take the place of those of an earlier day.
+            old = read(PATH) if key in fresh else [
+                line for line in read(PATH) if tuple(line[name] for name in KEY) != key
+            ]  # fmt: skip
+            fresh.add(key)
+            new = [*old, row | {"turn": job["turn"], "value": f"{number:.4g}"} | about]
+            temporary = PATH.with_suffix(".tmp")
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, new[-1], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(new)
+            os.replace(temporary, PATH)
+        label = " ".join(str(job[name]) for name in KEY[:-1] if job[name])
+        numbers = ", ".join(f"{name} {number:,.4g}" for name, number in found.items())
+        print(f"[{count}/{len(todo)}] {label}: {numbers}", flush=True)
 
 
 if __name__ == "__main__":

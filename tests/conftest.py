@@ -31,6 +31,9 @@ TINY = {
     "a2c": dict(
         total_timesteps=512, num_envs=2, num_steps=32, eval_episodes=1, checkpoint_every=128
     ),
+    "a3c": dict(
+        total_timesteps=512, num_workers=2, num_steps=32, eval_episodes=1, checkpoint_every=128
+    ),
     "trpo": dict(
         total_timesteps=512, num_envs=2, num_steps=32, critic_epochs=2, eval_episodes=1,
         checkpoint_every=128,
@@ -63,6 +66,11 @@ def flags(settings: dict) -> list[str]:
             else [f"--{flag}", str(value)]
         )
     return words
+
+
+def only_folder(path):
+    (folder,) = path.glob("runs/*")
+    return folder
 
 
 def environment() -> dict[str, str]:

@@ -156,6 +156,15 @@ class WholeNumbers(Probe):
     action_space = Box(0, 5, (1,), np.int64)
 
 
+class Raises(Probe):
+    """An environment with a mistake that shows in its 100th step."""
+
+    def outcome(self, action):
+        if self.t == 100:
+            raise ArithmeticError("the motor is hot")
+        return 1.0, False
+
+
 class Sign(gym.ActionWrapper):
     """The two actions of a probe as a box: below 0 is action 0, above it action 1."""
 
@@ -169,6 +178,7 @@ class Sign(gym.ActionWrapper):
 for name, limit in {
     "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "Slow": 20, "OneStep": 5, "Lopsided": 20, "Chance": 20, "Narrow": 20,
     "Nested": 20, "Lists": 20, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20, "Wide": 20,
+    "Raises": 200,
 }.items():  # fmt: skip
     gym.register(f"{name}-v0", entry_point=globals()[name], max_episode_steps=limit)
     gym.register(

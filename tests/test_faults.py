@@ -10,11 +10,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import EPISODIC, OFF_POLICY, SCRIPTS, TINY, probe, run, start, table, without_clock
+from conftest import (
+    EPISODIC, OFF_POLICY, SCRIPTS, TINY, only_folder, probe, run, start, table, without_clock,
+)  # fmt: skip
 
 ON_POLICY = [script for script in SCRIPTS if script not in OFF_POLICY]
-PARALLEL = [script for script in ON_POLICY if script not in EPISODIC]  # N environments
-SINGLE = [script for script in SCRIPTS if script not in PARALLEL]  # one environment
+PARALLEL = [script for script in ("a2c", "trpo", "ppo") if script in SCRIPTS]  # N environments
+SINGLE = [script for script in SCRIPTS if script in EPISODIC + OFF_POLICY]  # one environment
 MAIN_RATE = {
     "trpo": ("critic", "critic_learning_rate"),  # its policy has no step size
     "ddpg": ("critic", "learning_rate"),
@@ -22,11 +24,6 @@ MAIN_RATE = {
     "sac": ("critic1", "q_lr"),
 }
 BATCH = 64  # steps between two rows of updates.csv in the tiny runs of the N-environment scripts
-
-
-def only_folder(path):
-    (folder,) = path.glob("runs/*")
-    return folder
 
 
 def wait_for(condition, process, seconds=120):
@@ -202,6 +199,10 @@ BAD_OF = {
         (dict(total_timesteps=149), "total_timesteps is 149; the first update needs 150"),
     ],
     "a2c": BAD_PARALLEL,
+    "a3c": [
+        (dict(total_timesteps=31), "total_timesteps is 31; the first update needs 32"),
+        (dict(num_workers=0), "num_workers is 0"),
+    ],
     "trpo": [*BAD_PARALLEL, (dict(gae_lambda=-0.1), "gae_lambda is -0.1")],
     "ppo": [
         *BAD_PARALLEL,
@@ -290,7 +291,7 @@ def test_unknown_flag(script, tmp_path):
 @pytest.mark.parametrize(
     "env_id, name", [("NanReward", "reward"), ("NanObservation", "observation")]
 )
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", PARALLEL + SINGLE)
 def test_not_finite(script, env_id, name, tmp_path):
     """The run stops with an error, and the checkpoint before it stays, with finite numbers."""
     module = importlib.import_module(script)

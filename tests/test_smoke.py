@@ -57,7 +57,7 @@ def test_train(script, env_id):
     assert module.evaluate(actor, env_id, 2, seed=5) == module.evaluate(actor, env_id, 2, seed=5)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "a3c"])
 def test_no_gradient_is_left_over(monkeypatch, script):
     """Each backward pass starts from gradients of zero: no update adds to the one before it."""
     module, networks, passes, backward = (
@@ -85,7 +85,7 @@ def test_no_gradient_is_left_over(monkeypatch, script):
     assert len(passes) >= 3 and networks
 
 
-@pytest.mark.parametrize("script", [script for script in DISCRETE if script != "reinforce"])
+@pytest.mark.parametrize("script", [script for script in DISCRETE if script not in ("reinforce", "a3c")])
 def test_fit_comes_after_the_statistics(monkeypatch, script):
     """Moving the critic's statistics changes all its values: in each update its fit must come last."""
     module, critics, events = importlib.import_module(script), [], []
@@ -136,8 +136,9 @@ def test_evaluation_is_deterministic_and_changes_nothing(script):
 def test_same_seed_same_run(script):
     """Two runs with one seed give the same files but for the clock; another seed gives others."""
     module = importlib.import_module(script)
+    settings = TINY[script] | ({"num_workers": 1} if script == "a3c" else {})  # 2: in any order
     folders = [
-        module.train(module.Args(env_id="Pendulum-v1", seed=s, **TINY[script])) for s in (1, 1, 2)
+        module.train(module.Args(env_id="Pendulum-v1", seed=s, **settings)) for s in (1, 1, 2)
     ]
     for name in ("updates.csv", "episodes.csv"):
         first, second, third = (without_clock(folder / name) for folder in folders)
@@ -145,7 +146,9 @@ def test_same_seed_same_run(script):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "reinforce"])
+@pytest.mark.parametrize(
+    "script", [script for script in SCRIPTS if script not in ("reinforce", "a3c")]
+)
 def test_compile_agrees(script):
     """--compile gives the numbers of the eager run within rounding, over the first updates.
 
