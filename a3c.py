@@ -518,32 +518,27 @@ def work(args: Args, seed: int, shared: Shared, lock: Lock, stop: Event, pipe: C
     except FloatingPointError as error:
         pipe.send(error)
     except Exception:
-        pipe.send(traceback.format_exc())
+        pipe.send(ChildProcessError(f"a worker failed:\n{traceback.format_exc()}"))
 
 
-def receive(pipes: list[Connection], run: Run) -> list[tuple]:
-    """The reports that have come, in order of their steps; pipes of workers that are done go.
+def receive(pipes: list[Connection]) -> tuple[list[tuple], Exception | None]:
+    """The reports that have come, in order of their steps, and what has befallen a worker, if so.
 
-    Raises:
-        FloatingPointError: if a worker has seen an observation or a reward that is not finite.
-        ChildProcessError: if a worker has failed, or ended without a word, as when it is killed.
+    The pipes of workers that are done are taken out of the list.
     """
-    reports = []
+    reports, error = [], None
     for pipe in list(pipes):
         while pipe in pipes and pipe.poll():
             try:
                 message = pipe.recv()
             except EOFError:
-                raise ChildProcessError("a worker was killed, or crashed") from None
-            if message is None:
+                message = ChildProcessError("a worker was killed, or crashed")
+            if message is None or isinstance(message, Exception):
                 pipes.remove(pipe)
-            elif isinstance(message, FloatingPointError):
-                run.check_finite(**dict.fromkeys(message.args, math.nan))
-            elif isinstance(message, str):
-                raise ChildProcessError(f"a worker failed:\n{message}")
+                error = message or error
             else:
                 reports.append(message)
-    return sorted(reports, key=lambda report: report[0])
+    return sorted(reports, key=lambda report: report[0]), error
 
 
 def train(args: Args) -> Path:
@@ -595,13 +590,18 @@ def train(args: Args) -> Path:
             if not whole:
                 raise ChildProcessError("a worker has ended, or hangs, in the middle of a push")
             try:
-                for step, episodes, metrics in receive(pipes, run):
+                reports, error = receive(pipes)
+                for step, episodes, metrics in reports:
                     run.step = step
                     for episode in episodes:
                         run.log_episode(*episode)
                     run.log_update(**metrics)
             finally:
                 lock.release()
+            if isinstance(error, FloatingPointError):  # its arguments are names
+                run.check_finite(**dict.fromkeys(error.args, math.nan))
+            if error:
+                raise error
     except ChildProcessError as error:
         run.on_signal(None)
         if whole and run.step > run.saved_step:

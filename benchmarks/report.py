@@ -88,14 +88,20 @@ def returns() -> str:
 
 
 def headline() -> str:
-    """Scripts × MuJoCo environments: training return, seeds, and the best published value."""
+    """Scripts × MuJoCo environments: training return; evaluation (seeds), the best published value."""
     found, lines = cells(), [f"| | {' | '.join(MUJOCO)} |", "|---|" + "---|" * len(MUJOCO)]
     for script in ORDER:
         texts = []
         for env_id in MUJOCO:
-            training = [float(row["training_return"]) for row in found.get((script, env_id), [])]
+            rows = found.get((script, env_id), [])
+            training, evaluation = (
+                [float(row[f"{name}_return"]) for row in rows]
+                for name in ("training", "evaluation")
+            )
             best = PUBLISHED.get((script, env_id))
-            text = f"{spread(training)} ({len(training)})" if training else "-"
+            text = "-"
+            if training:
+                text = f"{spread(training)}; {number(statistics.mean(evaluation))} ({len(rows)})"
             texts.append(text + (f", published {best[0]:,}" if best else ""))
         if any(text[0] != "-" for text in texts):
             lines.append(f"| {script}.py | {' | '.join(texts)} |")
