@@ -108,6 +108,71 @@ def headline() -> str:
     return "\n".join(lines)
 
 
+def smoothed_curves(script: str, env_id: str) -> dict[str, list[tuple[int, float]]]:
+    """seed → (step, return), the mean of up to five neighbouring hundredths of the steps."""
+    shown, found = {row["seed"] for row in cells().get((script, env_id), [])}, {}
+    for row in read(RESULTS / "curves" / f"{script}__{env_id}.csv"):
+        if row["seed"] in shown:
+            found.setdefault(row["seed"], []).append((int(row["step"]), float(row["return"])))
+    for seed, points in found.items():
+        points.sort()
+        reach = 2 if len(points) > 50 else 0  # many environments end their episodes all at once
+        values = [value for _, value in points]
+        found[seed] = [
+            (step, statistics.mean(values[max(0, i - reach) : i + reach + 1]))
+            for i, (step, _) in enumerate(points)
+        ]
+    return found
+
+
+def curves_chart(env_ids: list[str], path: Path) -> None:
+    """Training returns over steps: mean and 95 % interval over the seeds, each seed thin.
+
+    The short lines at the right are the best published final values, in their script's colour.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1,
+        len(env_ids),
+        figsize=(2.5 + 4.5 * len(env_ids), 4.6),
+        layout="constrained",
+        squeeze=False,
+    )
+    handles = {}
+    for axis, env_id in zip(axes[0], env_ids):
+        for place, script in enumerate(ORDER):
+            curves = smoothed_curves(script, env_id)
+            if not curves:
+                continue
+            colour = plt.get_cmap("tab10")(place)
+            for points in curves.values():
+                axis.plot(*zip(*points), color=colour, linewidth=0.5, alpha=0.4)
+            common = sorted(set.intersection(*({step for step, _ in x} for x in curves.values())))
+            values = [[dict(points)[step] for points in curves.values()] for step in common]
+            means = [statistics.mean(x) for x in values]
+            (handles[script],) = axis.plot(common, means, color=colour, linewidth=1.8)
+            if len(curves) > 1:
+                low, high = zip(*(interval(x, draws=400) for x in values))
+                axis.fill_between(common, low, high, color=colour, alpha=0.15, linewidth=0)
+            if best := PUBLISHED.get((script, env_id)):
+                end = max(common)
+                axis.plot([end * 1.01, end * 1.06], [best[0]] * 2, color=colour, linewidth=2.5)
+        axis.set_title(env_id, fontsize=10)
+        axis.set_xlabel("environment steps")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.ticklabel_format(axis="x", style="plain")
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x else "0")
+    axes[0][0].set_ylabel("training return")
+    names = [f"{script}.py" for script in handles]
+    figure.legend(handles.values(), names, loc="outside right center", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 # ── Speed ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -277,6 +342,8 @@ def main() -> None:
         },
         "README.md": {"headline": headline(), "peers": peers(), "ablations": ablations.table()},
     }  # fmt: skip
+    curves_chart(MUJOCO, RESULTS / "returns.png")
+    curves_chart(MUJOCO[:1], RESULTS / "halfcheetah.png")
     if speeds("peers") and speeds("limits", "matrix products, GFLOP/s"):
         speed_chart(RESULTS / "speed.png")
     for page, contents in places.items():
