@@ -187,7 +187,9 @@ def speeds(part: str, quantity: str = "steps/s") -> dict[tuple, list[float]]:
 
 
 def in_order(keys) -> list[tuple]:
-    return sorted(keys, key=lambda key: (ORDER.index(key[0]), int(key[2]), int(key[3]), key[1]))
+    return sorted(
+        keys, key=lambda key: (ORDER.index(key[0]), int(key[2]), int(key[3]), key[1] == "compile")
+    )
 
 
 def rounded(x: float) -> str:
@@ -238,8 +240,8 @@ def profiles() -> str:
             products = mflop[0] / statistics.median(*rate.values()) * 1000 if mflop else 0
             bound = f"{environment + products:,.0f}"
         cells = [f"{script}.py", n, "`--compile`" if variant == "compile" else ""]
-        cells += [f"{x:,.0f}" for x in (sum(parts), *parts)]
-        cells += [f"{share:.0%}" if share else "", bound]
+        cells += [f"{x:,.0f}" if x else "in updates" for x in (sum(parts), *parts)]
+        cells += [f"{share[0]:.0%}" if share else "", bound]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -247,6 +249,8 @@ def profiles() -> str:
 def sweep(part: str) -> str:
     """Medians of a part that varies one setting: environments, threads or the buffer's size."""
     found, memory = speeds(part), speeds(part, "memory, MB")
+    if not found:
+        return "Not measured yet."
     if part == "envs":
         rows = {}
         for key, numbers in found.items():
@@ -271,6 +275,8 @@ def sweep(part: str) -> str:
 def start() -> str:
     """Seconds until the first step, and from there until the first update is done."""
     first, update = (speeds("start", f"until the first {x}") for x in ("step", "update"))
+    if not first:
+        return "Not measured yet."
     lines = ["| script | | until the first step, s | then until the first update, s |"]
     lines += ["|---|---|---|---|"]
     for key in in_order(first):
@@ -302,13 +308,13 @@ def speed_chart(path: Path) -> None:
                 if numbers := found.get((script, variant, *most[script])):
                     height = statistics.median(numbers)
                     bar = axis.bar(place + 0.27 * (shift - 1), height, 0.25, color=colour)
-                    axis.bar_label(bar, [rounded(height)], fontsize=7, padding=1)
+                    axis.bar_label(bar, [rounded(height)], fontsize=6, padding=1)
             microseconds = 1e6 / alone
             if mflop := operations.get((script, "eager", *most[script])):
                 microseconds += mflop[0] / rate * 1000
             reach = place - 0.42, place + 0.42
             axis.plot(reach, [1e6 / microseconds] * 2, "--", color="#b45f06", linewidth=1.2)
-        axis.set_xticks(range(len(scripts)), [f"{x}.py" for x in scripts], fontsize=8)
+        axis.set_xticks(range(len(scripts)), [x.replace("_", "\n") for x in scripts], fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("environment steps per second")
     axes[0].set_title("on-policy; dashed: MuJoCo alone", fontsize=9)
