@@ -87,7 +87,7 @@ class Args:
     seed: int = 1  # seed of all random generators
     torch_deterministic: bool = True  # cuDNN uses deterministic kernels (matters on a GPU only)
     cuda: bool = False  # use the GPU; networks of this size are usually faster on one CPU core
-    num_threads: int = 1  # PyTorch's CPU threads; more of them slow small networks down
+    num_threads: int = 1  # PyTorch's CPU threads; more of them pay off-policy only, if at all
     track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline needs no account)
     wandb_project_name: str = "policy-gradients"  # W&B project
     wandb_entity: str | None = None  # W&B user or team

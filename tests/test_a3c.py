@@ -21,7 +21,7 @@ class Pipe(list):
     send = list.append
 
 
-def one_worker(args: a3c.Args, stop=None) -> tuple[a3c.Shared, Pipe]:
+def one_worker(args: a3c.Args) -> tuple[a3c.Shared, Pipe]:
     """What train does with one worker, in this process, where a test can look."""
     torch.manual_seed(args.seed)
     env = a3c.make_env(args.env_id)
@@ -33,7 +33,7 @@ def one_worker(args: a3c.Args, stop=None) -> tuple[a3c.Shared, Pipe]:
     optimizer = torch.optim.RMSprop(parameters, args.learning_rate, eps=1e-5, foreach=True)
     shared, pipe = a3c.Shared(actor, critic, optimizer), Pipe()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    a3c.work(args, 10**6 * args.seed, shared, threading.Lock(), stop or threading.Event(), pipe)
+    a3c.work(args, 10**6 * args.seed, shared, threading.Lock(), threading.Event(), pipe)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     return shared, pipe

@@ -85,7 +85,9 @@ def test_no_gradient_is_left_over(monkeypatch, script):
     assert len(passes) >= 3 and networks
 
 
-@pytest.mark.parametrize("script", [script for script in DISCRETE if script not in ("reinforce", "a3c")])
+@pytest.mark.parametrize(
+    "script", [script for script in DISCRETE if script not in ("reinforce", "a3c")]
+)
 def test_fit_comes_after_the_statistics(monkeypatch, script):
     """Moving the critic's statistics changes all its values: in each update its fit must come last."""
     module, critics, events = importlib.import_module(script), [], []
