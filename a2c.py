@@ -20,8 +20,8 @@ Equations, in the order of the code
     [CS-10d]   L_critic = δ_t²   here (V_w(s_t) − V_t^target)² [X-VF], V_t^target = Â_t + V(s_t), a
                constant: no gradient flows through it
     [CS-8.1a]  J_ent = J + β E_s[H(π(·|s))]
-    [AC-09c]   L = L_PG − c₁ L_critic + β H   to be maximised over θ and w; L_PG = E_t[log π Â_t] in
-               place of the text's L_CLIP
+    [AC-09c]   L = L_PG − c₁ L_critic + β H   to be maximised; L_PG = E_t[log π Â_t], not L_CLIP
+    [AC-07b]   g = Σ_w g_w / W   over W processes, each with its share of the N environments
 
 Algorithm [AC-07b]
     1. initialise the policy θ and the critic w
@@ -31,11 +31,10 @@ Algorithm [AC-07b]
     4. one step up the objective L, averaged over the T·N samples
     5. discard the rollout, back to 2
 
-A3C has N workers, each with one environment and a copy of θ and w; each sends its gradient to the
-shared parameters whenever it is ready, computed at parameters that may be out of date by then.
-A2C waits for all N, and takes one step along the mean gradient: no gradient is out of date, and
-the N rollouts are one batch for the processor. Where the text shares a backbone, here are two
-networks: no weight is torn between two losses.
+A3C's N workers have one environment and a copy of θ and w each, and send their gradients to the
+shared parameters whenever ready; by then a gradient may be out of date. A2C waits for all N, and
+takes one step along the mean gradient: the N rollouts are one batch for the processor. Where the
+text shares a backbone, here are two networks: no weight is torn between two losses.
 
 Not in the text [impl]
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
@@ -88,7 +87,7 @@ import numpy as np
 import torch
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributions import Categorical, Distribution
 from tqdm import tqdm
 
@@ -347,6 +346,21 @@ def actor_critic_loss(
     return loss, policy_loss, value_loss, entropy
 
 
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """g = Σ_w g_w / W  [AC-07b]
+
+    Puts the mean over all W processes in the place of the gradients; alone it does nothing. The
+    text's coordinator is an all-reduce: each process gets the sum, and all take the same step.
+    """
+    if distributed.is_initialized():
+        gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        distributed.all_reduce(gradient)
+        gradient = gradient / distributed.get_world_size()  # [AC-07b]
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, part in zip(parameters, gradient.split(sizes)):
+            parameter.grad.copy_(part.view_as(parameter))
+
+
 def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
     """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant one."""
     variance = targets.var(correction=0).clamp(min=1e-8)
@@ -400,8 +414,9 @@ def train(args: Args) -> Path:
         FloatingPointError: when an observation, a reward, a loss or a parameter is not finite.
         OSError: when the run's folder cannot be written.
     """
-    T, N = args.num_steps, args.num_envs
-    device = prepare(args, least_steps=T * N)
+    device = prepare(args, least_steps=args.num_steps * args.num_envs)
+    rank, world_size = join_processes(args)  # 0 and 1, without torchrun
+    T, N = args.num_steps, args.num_envs // world_size  # N: the environments of this process
     env_fns = [lambda: make_env(args.env_id)] * N
     envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
     observation_space, action_space = envs.single_observation_space, envs.single_action_space
@@ -416,23 +431,27 @@ def train(args: Args) -> Path:
         """A step down −L, the gradient limited to its greatest norm; returns what is logged."""
         loss, *terms = actor_critic_loss(actor, critic, *batch, args)
         loss.backward()
+        average_gradients(parameters)  # [AC-07b]
         grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=False)
         optimizer.step()
         optimizer.zero_grad()
         return torch.stack((*terms, grad_norm)).detach()
 
-    run = Run(args, actor=actor, critic=critic, optimizer=optimizer)
+    state = dict(actor=actor, critic=critic, optimizer=optimizer)
+    run = Run(args, **state) if rank == 0 else Follower()
+    start_alike(run, **state)
     if args.compile:
         update = compiled(update, device, optimizer)
 
     # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
-    obs, _ = envs.reset(seed=10**6 * args.seed + run.step)  # (N, O)
-    while run.step < args.total_timesteps and not run.interrupted:
+    obs, _ = envs.reset(seed=10**6 * args.seed + run.step + rank * N)  # (N, O)
+    while run.step < args.total_timesteps and not agreed(run.interrupted):
         remaining = 1 - run.step / args.total_timesteps if args.anneal_lr else 1.0
         optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
 
         # 2. Play T steps in each of N environments.
         obs, *rollout = play(envs, obs, actor, T, run)
+        count_all(run, steps=T * N)
         observations, actions, rewards, next_observations, terminations, truncations = rollout
 
         # 3. Advantages Â, each with all the steps that are left.
@@ -443,15 +462,15 @@ def train(args: Args) -> Path:
             advantages = n_step_advantages(*transitions, args.gamma)  # (T, N)
             targets = advantages + values
         # [impl] First the critic's statistics move; its steps make up for it.
-        critic.obs_norm.update(observations.flatten(0, 1))
-        critic.return_norm.update(targets.flatten())
+        critic.obs_norm.update(of_all(observations.flatten(0, 1)))
+        critic.return_norm.update(of_all(targets.flatten()))
 
         # 4. One step up the objective L, averaged over the T·N samples.
         samples = observations, actions, advantages, targets
         losses = update(*(tensor.flatten(0, 1) for tensor in samples))  # [AC-07b]
 
         # 5. Discard the rollout. [impl] The actor's statistics move here only.
-        actor.obs_norm.update(observations.flatten(0, 1))
+        actor.obs_norm.update(of_all(observations.flatten(0, 1)))
         names = "policy_loss", "value_loss", "entropy", "grad_norm"
         run.log_update(
             **dict(zip(names, losses)),
@@ -459,7 +478,100 @@ def train(args: Args) -> Path:
             learning_rate=args.learning_rate * remaining,
         )
     envs.close()
+    if world_size > 1:
+        distributed.destroy_process_group()
     return run.finish(actor)
+
+
+# ── Several processes: the same text in a2c.py and ppo.py ─────────────────────────────────────────
+
+
+def join_processes(args: Args) -> tuple[int, int]:
+    """This process's rank and the number of processes that torchrun started; 0 and 1 without it.
+
+    They share the work of one run: rank r has environments r·N/W to (r+1)·N/W − 1 of the N, and
+    all of them together take the steps that one process would take.
+
+    Raises:
+        ValueError: if the environments cannot be divided evenly.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return 0, 1
+    if args.num_envs % world_size:
+        raise ValueError(f"num_envs is {args.num_envs}; {world_size} processes cannot share them")
+    if args.cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if args.cuda else "gloo")
+    # Other actions, and another order, on each rank (the CPU generator sees 32 bits of a seed).
+    torch.manual_seed(args.seed + 10**6 * rank)
+    return rank, world_size
+
+
+def of_all(samples: Tensor) -> Tensor:
+    """The samples (B, ...) of all W processes, (W·B, ...), the same on each of them."""
+    if not distributed.is_initialized():
+        return samples
+    parts = [torch.empty_like(samples) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, samples.contiguous())
+    return torch.cat(parts)
+
+
+def agreed(flag: bool) -> bool:
+    """What rank 0 says, so that all processes leave the loop together."""
+    if distributed.is_initialized():
+        flags = [flag]
+        distributed.broadcast_object_list(flags)
+        (flag,) = flags
+    return flag
+
+
+def start_alike(run: Run | Follower, **state) -> None:
+    """Gives all processes the step, folder, parameters and statistics of rank 0, new or resumed."""
+    if distributed.is_initialized():
+        content = [run.step, run.folder, {name: part.state_dict() for name, part in state.items()}]
+        distributed.broadcast_object_list(content)
+        run.step, run.folder, states = content
+        for name, part in state.items():
+            part.load_state_dict(states[name])
+
+
+def count_all(run: Run | Follower, steps: int) -> None:
+    """Counts the `steps` of each other process too; their episodes go to rank 0's log."""
+    if distributed.is_initialized():
+        rank, world_size = distributed.get_rank(), distributed.get_world_size()
+        run.step += steps * (world_size - 1)
+        episodes = [None] * world_size if rank == 0 else None
+        distributed.gather_object([] if rank == 0 else run.episodes, episodes)
+        if rank == 0:
+            for episode in sum(episodes, []):
+                run.log_episode(*episode)
+        else:
+            run.episodes = []
+
+
+class Follower:
+    """What takes the place of Run on the ranks other than 0: it neither writes nor prints."""
+
+    def __init__(self) -> None:
+        self.step, self.folder, self.interrupted, self.episodes = 0, None, False, []
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 stops them all, and saves
+                signal.signal(number, signal.SIG_IGN)
+
+    def log_episode(self, episode_return: float, length: int) -> None:
+        self.episodes.append((float(episode_return), int(length)))
+
+    def check_finite(self, **values: Tensor | np.ndarray) -> None:
+        broken = [name for name, value in values.items() if not np.isfinite(value).all()]
+        if broken:
+            raise FloatingPointError(f"not finite at step {self.step}: {', '.join(broken)}")
+
+    def log_update(self, **metrics: Tensor | float) -> None:
+        """Nothing: its parameters are those of rank 0, which checks them."""
+
+    def finish(self, actor: nn.Module) -> Path:
+        return self.folder
 
 
 # ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
@@ -528,9 +640,10 @@ def compiled(
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes more graphs: still right
         dynamo.config.trace_autograd_ops = True
     step_sizes = [make_traceable(optimizer) for optimizer in optimizers]
-    gpu = device.type == "cuda"
+    gpu, alone = device.type == "cuda", not torch.distributed.is_initialized()
     # fallback_random: the same random numbers as without compiling, from the same generator.
-    options = {"fallback_random": True, "triton.cudagraphs": gpu, "cpp_wrapper": not gpu}
+    # cpp_wrapper: the calls in C++ too, which knows no communication between processes.
+    options = {"fallback_random": True, "triton.cudagraphs": gpu, "cpp_wrapper": alone and not gpu}
     graph = torch.compile(update, options=options)
 
     def call(*batch: Tensor) -> Tensor:

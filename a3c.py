@@ -19,8 +19,7 @@ Equations, in the order of the code
     [CS-10d]   L_critic = δ_t²   here (V_w(s_t) − V_t^target)² [X-VF], V_t^target = Â_t + V(s_t), a
                constant: no gradient flows through it
     [CS-8.1a]  J_ent = J + β E_s[H(π(·|s))]
-    [AC-09c]   L = L_PG − c₁ L_critic + β H   to be maximised over θ and w; L_PG = E_t[log π Â_t] in
-               place of the text's L_CLIP
+    [AC-09c]   L = L_PG − c₁ L_critic + β H   to be maximised; L_PG = E_t[log π Â_t], not L_CLIP
     [AC-07c]   θ ← θ + α ∇L(θ')   where θ' is what the worker had pulled; others have moved θ since
 
 Algorithm [AC-07c]

@@ -654,9 +654,10 @@ def compiled(
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes more graphs: still right
         dynamo.config.trace_autograd_ops = True
     step_sizes = [make_traceable(optimizer) for optimizer in optimizers]
-    gpu = device.type == "cuda"
+    gpu, alone = device.type == "cuda", not torch.distributed.is_initialized()
     # fallback_random: the same random numbers as without compiling, from the same generator.
-    options = {"fallback_random": True, "triton.cudagraphs": gpu, "cpp_wrapper": not gpu}
+    # cpp_wrapper: the calls in C++ too, which knows no communication between processes.
+    options = {"fallback_random": True, "triton.cudagraphs": gpu, "cpp_wrapper": alone and not gpu}
     graph = torch.compile(update, options=options)
 
     def call(*batch: Tensor) -> Tensor:

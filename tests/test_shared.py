@@ -48,6 +48,12 @@ SHARED = {
     "discounted_returns": EPISODIC,
     "n_step_advantages": ["a2c", "a3c"],
     "actor_critic_loss": ["a2c", "a3c"],
+    # several processes
+    **{
+        name: ["a2c", "ppo"]
+        for name in ("average_gradients", "join_processes", "of_all", "agreed", "start_alike")
+    },
+    **{name: ["a2c", "ppo"] for name in ("count_all", "Follower")},
     # off-policy
     "ReplayBuffer": OFF_POLICY,
     "polyak_update": OFF_POLICY,
@@ -62,6 +68,7 @@ SHARED_APART = {
 }
 
 RULERS = ["Arguments", "Networks", "Equations", "Replay buffer", "Algorithm"]
+RULERS += ["Several processes: the same text in a2c.py and ppo.py"]
 RULERS += ["Plumbing: the same text in every script"]
 LABEL = re.compile(r"\[((?:AC|CS|L3|L10|P7|X)-[\w./]+)\]")
 CLEANRL_FLAGS = {
