@@ -6,12 +6,14 @@
 results/runs.csv has one row for each finished run; results/curves/<script>__<env_id>.csv the returns
 on the way, one row for each hundredth of the steps. What stands in runs.csv is not run again, and a
 run that was broken off goes on from its checkpoint, so an interrupted benchmark goes on where it was.
-The lines that --print prints may be run by anything: xargs, a cluster, another machine.
+The lines that --print prints may be run by anything: xargs, a cluster, other machines, all at once
+if they see the same folder: results are written under a lock.
 """
 
 import argparse
 import ast
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -23,7 +25,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +35,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "benchmarks" / "runs"  # not in the repository: the folders of runs that go on
 KEY = "script", "env_id", "seed", "flags"
 CURVE_POINTS = 100
+LOCK = threading.Lock()  # fcntl's belong to processes, not to threads
 
 # Flags of a script on an environment, where it wants others than the defaults, which are for MuJoCo.
 FLAGS = {
@@ -92,12 +97,21 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@contextmanager
+def locked() -> Iterator[None]:
+    """One process at a time, on all machines that share the folder (NFS knows this kind of lock)."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with LOCK, open(WORK / "lock", "a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
 def append(path: Path, rows: list[dict]) -> None:
-    """Adds rows to a CSV file with one write, so that several processes may do so."""
+    """Adds rows to a CSV file."""
+    if not rows:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", newline="") as file:
-        if not rows:
-            return
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         if file.tell() == 0:
             writer.writeheader()
@@ -117,7 +131,7 @@ def thinned(episodes: list[dict[str, str]], total: int) -> list[tuple[int, float
 
 
 def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int) -> dict:
-    """Runs a job, or what is left of it, on a copy of the script; its curve and row are written.
+    """Runs a job, or what is left of it, on a copy of the script; writes and returns its row.
 
     Raises:
         RuntimeError: if the run failed, with what it printed.
@@ -140,15 +154,7 @@ def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int)
     run_folder = sorted(folder.glob("runs/*/summary.json"))[-1].parent
     summary = json.loads((run_folder / "summary.json").read_text())
     versions = json.loads((run_folder / "args.json").read_text())["versions"]
-    curve = thinned(read(run_folder / "episodes.csv"), summary["step"])
-    path = RESULTS / "curves" / f"{script}__{job['env_id']}.csv"
-    old = read(path)
-    if any(row["seed"] == job["seed"] for row in old):  # a kill came before its row in runs.csv
-        path.unlink()
-        append(path, [row for row in old if row["seed"] != job["seed"]])
-    append(path, [{"seed": job["seed"], "step": step, "return": value} for step, value in curve])
-    shutil.rmtree(folder)
-    return job | {
+    row = job | {
         "steps": summary["step"],
         "training_return": round(summary["training_return"], 1),
         "evaluation_return": round(summary["evaluation_return"], 1),
@@ -160,6 +166,18 @@ def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int)
         "versions": ", ".join(f"{package} {number}" for package, number in versions.items()),
         "cpu": cpu(),
     }
+    curve = thinned(read(run_folder / "episodes.csv"), summary["step"])
+    path = RESULTS / "curves" / f"{script}__{job['env_id']}.csv"
+    with locked():
+        old = read(path)
+        if any(point["seed"] == job["seed"] for point in old):  # a kill came before runs.csv
+            append(path.with_suffix(".tmp"), [x for x in old if x["seed"] != job["seed"]])
+            path.with_suffix(".tmp").replace(path)
+        points = [{"seed": job["seed"], "step": step, "return": value} for step, value in curve]
+        append(path, points)
+        append(RESULTS / "runs.csv", [row])
+    shutil.rmtree(folder)
+    return row
 
 
 def main() -> None:
@@ -200,7 +218,6 @@ def main() -> None:
             print(error, flush=True)
             return
         with lock:
-            append(RESULTS / "runs.csv", [row])
             finished.append(row)
             left = (time.time() - start) / len(finished) * (len(jobs) - len(finished)) / 60
             print(
