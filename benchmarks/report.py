@@ -45,6 +45,22 @@ def interval(numbers: list[float], draws: int = 10_000) -> tuple[float, float]:
     return means[draws // 40], means[-draws // 40]
 
 
+def interquartile_mean(numbers: list[float]) -> float:
+    """The mean of what is left without the lowest and the highest quarter (Agarwal 2021)."""
+    cut = len(numbers) // 4
+    return statistics.mean(sorted(numbers)[cut : len(numbers) - cut])
+
+
+def stratified_interval(strata: list[list[float]], draws: int = 10_000) -> tuple[float, float]:
+    """As `interval`, of the interquartile mean: each environment's seeds are drawn anew apart."""
+    rng = random.Random(0)
+    means = sorted(
+        interquartile_mean([x for scores in strata for x in rng.choices(scores, k=len(scores))])
+        for _ in range(draws)
+    )
+    return means[draws // 40], means[-draws // 40]
+
+
 def number(x: float) -> str:
     return f"{x:,.1f}" if abs(x) < 1000 and x != int(x) else f"{x:,.0f}"
 
@@ -105,6 +121,27 @@ def headline() -> str:
             texts.append(text + (f", published {best[0]:,}" if best else ""))
         if any(text[0] != "-" for text in texts):
             lines.append(f"| {script}.py | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def across() -> str:
+    """Interquartile means over all seeds of all MuJoCo environments, in units of published PPO's."""
+    found = cells()
+    lines = ["| script | steps | runs | interquartile mean | 95 % |", "|---|---|---|---|---|"]
+    for script in ORDER:
+        runs = [found.get((script, env_id), []) for env_id in MUJOCO]
+        if not all(runs):
+            continue
+        strata = [
+            [float(row["training_return"]) / PUBLISHED["ppo", env_id][0] for row in rows]
+            for env_id, rows in zip(MUJOCO, runs)
+        ]
+        low, high = stratified_interval(strata)
+        mean = interquartile_mean(sum(strata, []))
+        steps, count = int(runs[0][0]["steps"]), sum(map(len, runs))
+        lines.append(
+            f"| {script}.py | {steps:,} | {count} | **{mean:.2f}** | {low:.2f} to {high:.2f} |"
+        )
     return "\n".join(lines)
 
 
@@ -263,6 +300,13 @@ def sweep(part: str) -> str:
             ratio = statistics.median(b / a for a, b in zip(one, two))
             numbers = (rounded(statistics.median(x)) for x in (one, two))
             lines.append(f"| {key[0]}.py | {' | '.join(numbers)} | {ratio:.2f} |")
+    elif part == "processes":
+        lines = ["| script | 1 process | 2 | 4 |", "|---|---|---|---|"]
+        rows = {}
+        for key, numbers in found.items():
+            rows.setdefault(key[0], {})[key[1].split()[0]] = rounded(statistics.median(numbers))
+        for script in (script for script in ORDER if script in rows):
+            lines.append(f"| {script}.py | {' | '.join(rows[script].get(x, '') for x in '124')} |")
     else:
         lines = ["| full buffer of | steps/s | memory of the process, MB |", "|---|---|---|"]
         for key in sorted(found, key=lambda key: int(key[4])):
@@ -342,8 +386,8 @@ def fill(text: str, name: str, content: str) -> str:
 def main() -> None:
     places = {
         "benchmarks.md": {
-            "returns": returns(), "peers": peers(), "profiles": profiles(), "start": start(),
-            "envs": sweep("envs"), "threads": sweep("threads"), "buffer": sweep("buffer"),
+            "returns": returns(), "across": across(), "peers": peers(), "profiles": profiles(), "start": start(),
+            "envs": sweep("envs"), "threads": sweep("threads"), "buffer": sweep("buffer"), "processes": sweep("processes"),
         },
         "README.md": {"headline": headline(), "peers": peers(), "ablations": ablations.table()},
     }  # fmt: skip

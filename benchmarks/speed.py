@@ -1,7 +1,7 @@
 """Speed of the scripts, beside Stable-Baselines3's at equal settings and beside what is possible.
 
     pip install '.[benchmarks]'
-    python benchmarks/speed.py                          # everything, about an hour on an idle machine
+    python benchmarks/speed.py                          # everything; nothing else may run
     python benchmarks/speed.py --parts peers --scripts ppo --num-envs 8 --repeats 3
     python benchmarks/report.py                         # tables and chart from results/speed.csv
 
@@ -20,6 +20,7 @@ Parts:
     envs     ppo.py with 1 to 64 environments, 2,048 steps a rollout
     buffer   sac.py with a full replay buffer of 10⁴ to 10⁶ steps: steps/s and memory
     start    seconds until the first step, and what --compile adds until the first update
+    processes  a3c.py with 1, 2 and 4 workers; a2c.py and ppo.py alone and under torchrun
 
 Every measurement is a process of its own, with the threads set to 1 where nothing else is said. A
 row of results/speed.csv is one measurement; those of an earlier day in the same place are replaced.
@@ -142,7 +143,7 @@ def theirs(job: dict) -> float:
 
 
 def fill_buffers(module) -> None:
-    """From now on each new replay buffer of the script is full, of noise."""
+    """From now on each new replay buffer of the script is full, of zeros and ones by chance."""
     import numpy as np
 
     init = module.ReplayBuffer.__init__
@@ -278,6 +279,24 @@ def start_up(job: dict) -> dict[str, float]:
     return {"until the first step": wall - seconds, "until the first update": seconds}
 
 
+def processes(job: dict) -> float:
+    """Steps per second of a script in several processes, with its defaults, from its own log."""
+    script, count = job["script"], job["variant"].split()[0]
+    command = [sys.executable, "-W", "ignore"]
+    if script != "a3c" and count != "1":
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
+    command += [str(ROOT / f"{script}.py"), "--env-id", job["env_id"], "--eval-episodes", "0"]
+    command += ["--total-timesteps", str({"a3c": 60_000, "a2c": 150_000, "ppo": 40_960}[script])]
+    command += ["--num-workers", count] * (script == "a3c")
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = Path("runs").glob("*/updates.csv")
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    first, last = rows[len(rows) // 5], rows[-1]
+    steps, seconds = (float(last[name]) - float(first[name]) for name in ("step", "seconds"))
+    return steps / seconds
+
+
 def measure(job: dict) -> dict[str, float]:
     """Runs one job in this process; quantity → number."""
     import torch
@@ -296,6 +315,8 @@ def measure(job: dict) -> dict[str, float]:
         return profile(job)
     if part == "start":
         return start_up(job)
+    if part == "processes":
+        return {"steps/s": processes(job)}
     if part == "buffer":
         fill_buffers(importlib.import_module(job["script"]))
     speed = theirs(job) if job["variant"].startswith("SB3") else ours(job)
@@ -339,6 +360,10 @@ def jobs(options: argparse.Namespace) -> list[dict]:
             for n in (1, 2, 4, 8, 16, 32, 64):
                 for variant in ("eager", "compile"):
                     add("envs", "ppo", variant, num_envs=n, turn=turn)
+        if "processes" in options.parts:
+            for script, counts_of in {"a2c": (1, 2), "a3c": (1, 2, 4), "ppo": (1, 2)}.items():
+                for count in counts_of:
+                    add("processes", script, f"{count} process" + "es" * (count > 1), turn=turn)
         if "buffer" in options.parts and "sac" in scripts:
             for size in (10_000, 100_000, 1_000_000):
                 add("buffer", "sac", buffer_size=size, turn=turn)
@@ -360,7 +385,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ["peers", "limits", "profile", "threads", "envs", "buffer", "start"]
+    parts = ["peers", "limits", "profile", "threads", "envs", "buffer", "start", "processes"]
     parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--scripts", nargs="+", default=SCRIPTS, choices=SCRIPTS)
     parser.add_argument("--env-id", default="HalfCheetah-v4")
@@ -374,7 +399,7 @@ def main() -> None:
             found = measure(json.loads(options.job))
         print(json.dumps(found))
         return
-    revision = commit(options.scripts)
+    revision = commit(sorted({*options.scripts, "a3c"}))
     names = ["torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"]
     versions = [f"python {platform.python_version()}", *(f"{x} {version(x)}" for x in names)]
     about = {"commit": revision, "versions": ", ".join(versions), "cpu": cpu()}
