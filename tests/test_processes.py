@@ -187,6 +187,7 @@ def test_interrupt_saves_and_the_ranks_go_on(script, number, tmp_path):
     folder = only_folder(tmp_path)
     step = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
     assert f"Stopped and saved at step {step}" in printed and step > 0 and step % 128 == 0
+    assert (tmp_path / "rank1.pt").exists()  # it left the loop with rank 0, and has not failed
     rows = len(table(folder / "updates.csv"))
     assert rows == step // 128
     more = dict(resume=folder.relative_to(tmp_path), total_timesteps=step + 256)

@@ -1,0 +1,135 @@
+"""benchmarks/: results are written once, completely, and survive interruptions; the statistics."""
+
+import csv
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import report
+import run as runner
+
+FLAGS = "--total-timesteps 512 --num-envs 2 --num-steps 32 --num-minibatches 4 --update-epochs 1"
+
+
+def test_interquartile_mean_by_hand():
+    assert report.interquartile_mean([8, 1, 2, 100, 3, 4, -50, 5]) == (2 + 3 + 4 + 5) / 4
+    assert report.interquartile_mean([1, 2, 6]) == 3  # nothing to leave out
+
+
+def test_stratified_interval():
+    """Drawn within each environment: where its seeds agree, there is nothing to be uncertain of."""
+    assert report.stratified_interval([[1.0, 1.0], [3.0, 3.0]], 200) == (2, 2)
+    low, high = report.stratified_interval([[0.0, 2.0], [3.0, 3.0]], 1000)
+    # The middle two of (a, b, 3, 3) with a, b ∈ {0, 2}: their mean is 1.5 or 2.5.
+    assert (low, high) == (1.5, 2.5)
+
+
+def test_interval_of_the_mean():
+    """Two numbers, drawn with replacement: a quarter of the means are the lower one."""
+    assert report.interval([1.0, 2.0], 2000) == (1, 2) and report.interval([5.0], 40) == (5, 5)
+
+
+def test_thinned_curve():
+    """(end of a hundredth, mean of the returns of the episodes that ended in it)."""
+    episodes = [{"step": step, "return": value} for step, value in ((3, 1), (10, 3), (11, 7))]
+    assert runner.thinned(episodes, 1000) == [(10, 2), (20, 7)]
+
+
+def test_code_hash_sees_what_a_script_does():
+    text = (ROOT / "ppo.py").read_text()
+    same = text.replace('"""\n', 'More words.\n"""\n', 1).replace("# c₂", "# the weight c₂", 1)
+    assert same != text and runner.code_hash(same) == runner.code_hash(text)
+    assert runner.code_hash(text.replace("0.25", "0.5", 1)) != runner.code_hash(text)
+
+
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch):
+    """The runner in an empty folder, with a job of eight updates."""
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runner, "WORK", tmp_path / "runs")
+    monkeypatch.setattr(runner, "commit", lambda scripts: "abc1234")
+    monkeypatch.setitem(runner.FLAGS, ("ppo", "CartPole-v1"), FLAGS)
+
+    def benchmark(*words: str) -> None:
+        command = ["run.py", "--scripts", "ppo", "--env-ids", "CartPole-v1"]
+        monkeypatch.setattr(sys, "argv", [*command, "--eval-episodes", "1", *words])
+        runner.main()
+
+    return benchmark
+
+
+def test_finished_runs_are_not_run_again(benchmark, tmp_path, capsys):
+    benchmark("--seeds", "1", "2")
+    rows = runner.read(tmp_path / "results/runs.csv")
+    assert sorted(row["seed"] for row in rows) == ["1", "2"]
+    row = rows[0]
+    assert row["steps"] == "512" and row["commit"] == "abc1234" and "torch" in row["versions"]
+    assert row["command"].startswith("python ppo.py --env-id CartPole-v1 --seed")
+    curve = runner.read(tmp_path / "results/curves/ppo__CartPole-v1.csv")
+    assert {point["seed"] for point in curve} == {"1", "2"}
+    assert "[2/2]" in capsys.readouterr().out
+    assert not list((tmp_path / "runs").glob("ppo*"))
+    benchmark("--seeds", "1", "2", "3", "--print")
+    assert capsys.readouterr().out.split("--seeds ")[1].startswith("3 ")  # only what is left
+    benchmark("--seeds", "1", "2")
+    assert len(runner.read(tmp_path / "results/runs.csv")) == 2
+
+
+def test_a_broken_run_goes_on_from_its_checkpoint(benchmark, tmp_path, monkeypatch, capsys):
+    """As after a kill: a folder with a checkpoint, the curve already written, but no row."""
+    text = (ROOT / "ppo.py").read_text()
+    folder = tmp_path / f"runs/ppo__CartPole-v1__7__{runner.code_hash(text)}"
+    folder.mkdir(parents=True)
+    words = [*FLAGS.replace("512", "256").split(), "--seed", "7", "--env-id", "CartPole-v1"]
+    shutil.copy(ROOT / "ppo.py", folder)
+    command = [sys.executable, "-W", "ignore", "ppo.py", *words]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    (checkpoint,) = folder.glob("runs/*/checkpoint.pt")
+    (checkpoint.parent / "summary.json").unlink()
+    before = (checkpoint.parent / "episodes.csv").read_text().splitlines()
+    path = tmp_path / "results/curves/ppo__CartPole-v1.csv"
+    points = [{"seed": seed, "step": 5, "return": 99.0} for seed in ("7", "8")]
+    runner.append(path, points)
+    kept, rmtree = [], shutil.rmtree
+
+    def keep(folder):
+        (episodes,) = folder.glob("runs/*/episodes.csv")
+        kept.extend(episodes.read_text().splitlines())
+        rmtree(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", keep)
+    benchmark("--seeds", "7")
+    (row,) = runner.read(tmp_path / "results/runs.csv")
+    assert row["steps"] == "512" and kept[: len(before)] == before and len(kept) > len(before)
+    curve = runner.read(path)
+    assert [point["return"] for point in curve if point["seed"] == "8"] == ["99.0"]
+    assert "99.0" not in [point["return"] for point in curve if point["seed"] == "7"]
+
+
+def test_a_failing_run_does_not_stop_the_others(benchmark, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        benchmark("--seeds", "-1", "4")
+    assert "seed is -1" in capsys.readouterr().out
+    assert [row["seed"] for row in runner.read(tmp_path / "results/runs.csv")] == ["4"]
+
+
+def test_rows_of_several_processes_are_whole(tmp_path):
+    """All machines write into one file."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import pathlib, run\n"
+        "run.WORK = pathlib.Path('runs')\n"
+        "for i in range(100):\n"
+        "    with run.locked():\n"
+        "        rows = run.read(pathlib.Path('rows.csv'))\n"
+        "        run.append(pathlib.Path('rows.csv'), [{'count': len(rows), 'text': 'x' * 300}])\n"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "benchmarks")]
+    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    with open(tmp_path / "rows.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["count"]) for row in rows] == list(range(300))  # nobody read half a file
