@@ -61,6 +61,11 @@ FLAGS = {
 }
 
 
+def path_of(script: str) -> Path:
+    """A script of ours, or the file that runs one of Stable-Baselines3's algorithms."""
+    return ROOT / ("benchmarks/sb3.py" if script.startswith("sb3_") else f"{script}.py")
+
+
 def code_hash(text: str) -> str:
     """A digest of what a script does: comments, docstrings and layout do not change it."""
     tree = ast.parse(text)
@@ -75,7 +80,7 @@ def code_hash(text: str) -> str:
 def commit(scripts: list[str]) -> str:
     """The commit that the results belong to; refuses scripts that differ from it."""
     git = ["git", "-C", str(ROOT)]
-    paths = [f"{script}.py" for script in scripts]
+    paths = [str(path_of(script)) for script in scripts]
     if subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *paths], check=False).returncode:
         sys.exit(f"{', '.join(paths)}: there are changes that are not committed; commit them first")
     return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
@@ -198,7 +203,7 @@ def main() -> None:
         for script in options.scripts
         for env_id in options.env_ids
     ]
-    texts = {script: (ROOT / f"{script}.py").read_text() for script in options.scripts}
+    texts = {script: path_of(script).read_text() for script in options.scripts}
     done = {tuple(row[part] for part in KEY) for row in read(RESULTS / "runs.csv")}
     jobs = [job for job in jobs if tuple(job[part] for part in KEY) not in done]
     if options.print:
