@@ -56,6 +56,7 @@ References
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import os
@@ -71,7 +72,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
@@ -335,9 +336,9 @@ def ppo_objective(
 
     All (B, ...) → four scalars: L, to be maximised, and its terms L_CLIP, L_VF, H.
     """
-    if args.norm_adv and len(advantages) > 1:  # the std of one number is NaN
-        population = of_all(advantages)  # of this process alone, without torchrun
-        advantages = (advantages - population.mean()) / (population.std() + 1e-8)
+    everyone = of_all(advantages)  # [impl] of all processes, so that they do what one would do
+    if args.norm_adv and len(everyone) > 1:  # the std of one number is NaN
+        advantages = (advantages - everyone.mean()) / (everyone.std() + 1e-8)
     dist = actor(observations)
     log_probs = dist.log_prob(actions)
     surrogate = clipped_surrogate(log_probs, old_log_probs, advantages, args.clip_coef)
@@ -371,13 +372,14 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     Puts the mean over all W processes in the place of the gradients; alone it does nothing. The
     text's coordinator is an all-reduce: each process gets the sum, and all take the same step.
     """
-    if distributed.is_initialized():
-        gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])
-        distributed.all_reduce(gradient)
-        gradient = gradient / distributed.get_world_size()  # [AC-07b]
-        sizes = [parameter.numel() for parameter in parameters]
-        for parameter, part in zip(parameters, gradient.split(sizes)):
-            parameter.grad.copy_(part.view_as(parameter))
+    if several():
+        gradients = [parameter.grad for parameter in parameters]
+        total = nn.utils.parameters_to_vector(gradients)
+        distributed.all_reduce(total)  # Σ_w g_w
+        mean = total / distributed.get_world_size()  # [AC-07b]
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, part in zip(gradients, mean.split(sizes)):
+            gradient.copy_(part.view_as(gradient))
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
@@ -435,7 +437,7 @@ def train(args: Args) -> Path:
     """
     device = prepare(args, least_steps=args.num_steps * args.num_envs)
     rank, world_size = join_processes(args)  # 0 and 1, without torchrun
-    T, N = args.num_steps, args.num_envs // world_size  # N: the environments of this process
+    T, N = args.num_steps, args.num_envs // world_size  # N: its share, in each process
     if args.num_minibatches > T * N:
         raise ValueError(f"num_minibatches is {args.num_minibatches}; it can be at most {T * N}")
     env_fns = [lambda: make_env(args.env_id)] * N
@@ -459,14 +461,14 @@ def train(args: Args) -> Path:
         return torch.stack((*terms, grad_norm)).detach()
 
     state = dict(actor=actor, critic=critic, optimizer=optimizer)
-    run = Run(args, **state) if rank == 0 else Follower()
+    run = Run(args, **state) if rank == 0 else Follower(args)
     start_alike(run, **state)
     if args.compile:
         update = compiled(update, device, optimizer)
 
     # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
     obs, _ = envs.reset(seed=10**6 * args.seed + run.step + rank * N)  # (N, O)
-    while run.step < args.total_timesteps and not agreed(run.interrupted):  # [AC-09d]
+    while run.step < args.total_timesteps and not any(of_all_objects(run.interrupted)):  # [AC-09d]
         remaining = 1 - run.step / args.total_timesteps if args.anneal_lr else 1.0
         optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
 
@@ -474,6 +476,7 @@ def train(args: Args) -> Path:
         obs, *rollout = play(envs, obs, actor, T, run)
         count_all(run, steps=T * N)
         observations, actions, rewards, next_observations, terminations, truncations = rollout
+        everyone = of_all(observations.flatten(0, 1))  # (T·N, O), of all processes
 
         # 3. log π_old(a|s) of all T·N actions, and V_old(s), in one batch each.
         with torch.no_grad():
@@ -490,7 +493,7 @@ def train(args: Args) -> Path:
                 advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)
                 targets = advantages + values
             if epoch == 0:  # [impl] First the critic's statistics move; its fit makes up for it.
-                critic.obs_norm.update(of_all(observations.flatten(0, 1)))
+                critic.obs_norm.update(everyone)
                 critic.return_norm.update(of_all(targets.flatten()))
 
             # 5. For each minibatch of the shuffled samples a step of Adam up the objective L.
@@ -504,7 +507,8 @@ def train(args: Args) -> Path:
             if args.target_kl is not None:
                 with torch.no_grad():
                     log_probs = actor(observations).log_prob(actions)
-                if approx_kl(of_all(log_probs), of_all(old_log_probs)) > args.target_kl:
+                kl = approx_kl(of_all(log_probs), of_all(old_log_probs))
+                if any(of_all_objects(bool(kl > args.target_kl))):
                     break
 
         with torch.no_grad():
@@ -513,7 +517,7 @@ def train(args: Args) -> Path:
 
         # 6. Discard the rollout. [impl] The actor's statistics move here only: had they moved
         # between acting and the update, the ratio would not start at 1.
-        actor.obs_norm.update(of_all(observations.flatten(0, 1)))
+        actor.obs_norm.update(everyone)
         names = "clipped_surrogate", "value_loss", "entropy", "grad_norm"
         run.log_update(
             **dict(zip(names, torch.stack(losses).mean(0))),  # means over all minibatches
@@ -523,7 +527,8 @@ def train(args: Args) -> Path:
             learning_rate=args.learning_rate * remaining,
         )
     envs.close()
-    if world_size > 1:
+    if several():
+        run.interrupted |= run.step < args.total_timesteps  # on whichever rank that was
         distributed.destroy_process_group()
     return run.finish(actor)
 
@@ -531,14 +536,19 @@ def train(args: Args) -> Path:
 # ── Several processes: the same text in a2c.py and ppo.py ─────────────────────────────────────────
 
 
+def several() -> bool:
+    """Whether this is one of several processes, which torchrun has started."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def join_processes(args: Args) -> tuple[int, int]:
-    """This process's rank and the number of processes that torchrun started; 0 and 1 without it.
+    """This process's rank and the number W of processes; 0 and 1 without torchrun.
 
     They share the work of one run: rank r has environments r·N/W to (r+1)·N/W − 1 of the N, and
     all of them together take the steps that one process would take.
 
     Raises:
-        ValueError: if the environments cannot be divided evenly.
+        ValueError: if the environments cannot be divided evenly, or the arguments differ.
     """
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
@@ -547,62 +557,79 @@ def join_processes(args: Args) -> tuple[int, int]:
         raise ValueError(f"num_envs is {args.num_envs}; {world_size} processes cannot share them")
     if args.cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if args.cuda else "gloo")
-    # Other actions, and another order, on each rank (the CPU generator sees 32 bits of a seed).
-    torch.manual_seed(args.seed + 10**6 * rank)
+    distributed.init_process_group("nccl" if args.cuda else "gloo", timeout=timedelta(minutes=10))
+    everyone = of_all_objects({k: v for k, v in vars(args).items() if k != "resume"})
+    for name, number in everyone[0].items():
+        if any(other[name] != number for other in everyone):
+            raise ValueError(f"{name} differs: {[other[name] for other in everyone]}, rank by rank")
     return rank, world_size
 
 
 def of_all(samples: Tensor) -> Tensor:
     """The samples (B, ...) of all W processes, (W·B, ...), the same on each of them."""
-    if not distributed.is_initialized():
+    if not several():
         return samples
     parts = [torch.empty_like(samples) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, samples.contiguous())
     return torch.cat(parts)
 
 
-def agreed(flag: bool) -> bool:
-    """What rank 0 says, so that all processes leave the loop together."""
-    if distributed.is_initialized():
-        flags = [flag]
-        distributed.broadcast_object_list(flags)
-        (flag,) = flags
-    return flag
+def of_all_objects(value: object) -> list:
+    """What each process has brought, rank by rank: anything that can be pickled."""
+    if not several():
+        return [value]
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def start_alike(run: Run | Follower, **state) -> None:
     """Gives all processes the step, folder, parameters and statistics of rank 0, new or resumed."""
-    if distributed.is_initialized():
-        content = [run.step, run.folder, {name: part.state_dict() for name, part in state.items()}]
-        distributed.broadcast_object_list(content)
-        run.step, run.folder, states = content
-        for name, part in state.items():
-            part.load_state_dict(states[name])
+    if not several():
+        return
+    buffer, rank = io.BytesIO(), distributed.get_rank()
+    if rank == 0:
+        parts = {name: part.state_dict() for name, part in state.items()}
+        torch.save([run.step, str(run.folder), parts], buffer)
+    content = [buffer.getvalue()]
+    distributed.broadcast_object_list(content)  # from rank 0
+    if rank == 0:
+        return
+    run.step, folder, parts = torch.load(io.BytesIO(content[0]), "cpu", weights_only=True)
+    run.folder = Path(folder)
+    for name, part in state.items():
+        part.load_state_dict(parts[name])
+    # Other actions, and another order, on each rank.
+    seed = int(np.random.SeedSequence([run.args.seed, run.step, rank]).generate_state(1)[0])
+    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+        set_seed(seed)
 
 
 def count_all(run: Run | Follower, steps: int) -> None:
     """Counts the `steps` of each other process too; their episodes go to rank 0's log."""
-    if distributed.is_initialized():
-        rank, world_size = distributed.get_rank(), distributed.get_world_size()
-        run.step += steps * (world_size - 1)
-        episodes = [None] * world_size if rank == 0 else None
-        distributed.gather_object([] if rank == 0 else run.episodes, episodes)
-        if rank == 0:
+    if several():
+        run.step += steps * (distributed.get_world_size() - 1)
+        episodes = of_all_objects(run.episodes if isinstance(run, Follower) else [])
+        if isinstance(run, Follower):
+            run.episodes = []
+        else:
             for episode in sum(episodes, []):
                 run.log_episode(*episode)
-        else:
-            run.episodes = []
 
 
 class Follower:
-    """What takes the place of Run on the ranks other than 0: it neither writes nor prints."""
+    """What takes the place of Run on the other ranks: it writes no file and shows no progress."""
 
-    def __init__(self) -> None:
-        self.step, self.folder, self.interrupted, self.episodes = 0, None, False, []
+    def __init__(self, args: Args) -> None:
+        self.args, self.step, self.folder = args, 0, None
+        self.interrupted, self.episodes = False, []
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 stops them all, and saves
-                signal.signal(number, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.interrupt)
+
+    def interrupt(self, *_: object) -> None:
+        """All stop together, at the head of the loop, and rank 0 saves."""
+        self.interrupted = True
 
     def log_episode(self, episode_return: float, length: int) -> None:
         self.episodes.append((float(episode_return), int(length)))
@@ -613,7 +640,7 @@ class Follower:
             raise FloatingPointError(f"not finite at step {self.step}: {', '.join(broken)}")
 
     def log_update(self, **metrics: Tensor | float) -> None:
-        """Nothing: its parameters are those of rank 0, which checks them."""
+        """Nothing: its parameters are those of rank 0, which checks them, and logs its losses."""
 
     def finish(self, actor: nn.Module) -> Path:
         return self.folder
@@ -685,10 +712,12 @@ def compiled(
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes more graphs: still right
         dynamo.config.trace_autograd_ops = True
     step_sizes = [make_traceable(optimizer) for optimizer in optimizers]
-    gpu, alone = device.type == "cuda", not torch.distributed.is_initialized()
     # fallback_random: the same random numbers as without compiling, from the same generator.
-    # cpp_wrapper: the calls in C++ too, which knows no communication between processes.
-    options = {"fallback_random": True, "triton.cudagraphs": gpu, "cpp_wrapper": alone and not gpu}
+    options = {"fallback_random": True}
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        # The calls too in one piece; what processes say to each other cannot be part of it.
+        options["triton.cudagraphs" if device.type == "cuda" else "cpp_wrapper"] = True
     graph = torch.compile(update, options=options)
 
     def call(*batch: Tensor) -> Tensor:
@@ -1046,7 +1075,7 @@ class Run:
             "recent_returns": list(self.recent_returns),
             "state": {name: part.state_dict() for name, part in self.state.items()},
             "random": [random.getstate(), numpy_state, torch.get_rng_state()],
-            "cuda_random": torch.cuda.get_rng_state_all() if self.args.cuda else [],
+            "cuda_random": torch.cuda.get_rng_state() if self.args.cuda else None,
             "env_random": self.env.unwrapped.np_random.bit_generator.state if self.env else {},
         }
         self.replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
@@ -1073,8 +1102,8 @@ class Run:
         random.setstate(python_state)
         np.random.set_state(tuple(numpy_state))
         torch.set_rng_state(torch_state)
-        if self.args.cuda and checkpoint["cuda_random"]:
-            torch.cuda.set_rng_state_all(checkpoint["cuda_random"])
+        if self.args.cuda and checkpoint["cuda_random"] is not None:
+            torch.cuda.set_rng_state(checkpoint["cuda_random"])
         if self.env:
             self.env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
         self.recent_returns.extend(checkpoint["recent_returns"])

@@ -714,7 +714,7 @@ class Run:
             "recent_returns": list(self.recent_returns),
             "state": {name: part.state_dict() for name, part in self.state.items()},
             "random": [random.getstate(), numpy_state, torch.get_rng_state()],
-            "cuda_random": torch.cuda.get_rng_state_all() if self.args.cuda else [],
+            "cuda_random": torch.cuda.get_rng_state() if self.args.cuda else None,
             "env_random": self.env.unwrapped.np_random.bit_generator.state if self.env else {},
         }
         self.replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
@@ -741,8 +741,8 @@ class Run:
         random.setstate(python_state)
         np.random.set_state(tuple(numpy_state))
         torch.set_rng_state(torch_state)
-        if self.args.cuda and checkpoint["cuda_random"]:
-            torch.cuda.set_rng_state_all(checkpoint["cuda_random"])
+        if self.args.cuda and checkpoint["cuda_random"] is not None:
+            torch.cuda.set_rng_state(checkpoint["cuda_random"])
         if self.env:
             self.env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
         self.recent_returns.extend(checkpoint["recent_returns"])

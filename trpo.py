@@ -654,10 +654,12 @@ def compiled(
     if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes more graphs: still right
         dynamo.config.trace_autograd_ops = True
     step_sizes = [make_traceable(optimizer) for optimizer in optimizers]
-    gpu, alone = device.type == "cuda", not torch.distributed.is_initialized()
     # fallback_random: the same random numbers as without compiling, from the same generator.
-    # cpp_wrapper: the calls in C++ too, which knows no communication between processes.
-    options = {"fallback_random": True, "triton.cudagraphs": gpu, "cpp_wrapper": alone and not gpu}
+    options = {"fallback_random": True}
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        # The calls too in one piece; what processes say to each other cannot be part of it.
+        options["triton.cudagraphs" if device.type == "cuda" else "cpp_wrapper"] = True
     graph = torch.compile(update, options=options)
 
     def call(*batch: Tensor) -> Tensor:
@@ -1015,7 +1017,7 @@ class Run:
             "recent_returns": list(self.recent_returns),
             "state": {name: part.state_dict() for name, part in self.state.items()},
             "random": [random.getstate(), numpy_state, torch.get_rng_state()],
-            "cuda_random": torch.cuda.get_rng_state_all() if self.args.cuda else [],
+            "cuda_random": torch.cuda.get_rng_state() if self.args.cuda else None,
             "env_random": self.env.unwrapped.np_random.bit_generator.state if self.env else {},
         }
         self.replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
@@ -1042,8 +1044,8 @@ class Run:
         random.setstate(python_state)
         np.random.set_state(tuple(numpy_state))
         torch.set_rng_state(torch_state)
-        if self.args.cuda and checkpoint["cuda_random"]:
-            torch.cuda.set_rng_state_all(checkpoint["cuda_random"])
+        if self.args.cuda and checkpoint["cuda_random"] is not None:
+            torch.cuda.set_rng_state(checkpoint["cuda_random"])
         if self.env:
             self.env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
         self.recent_returns.extend(checkpoint["recent_returns"])

@@ -111,6 +111,18 @@ def locked() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def claimed(name: str) -> Iterator[None]:
+    """Raises RuntimeError if another process has the job of this name in hand."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    with open(WORK / f"{name}.lock", "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RuntimeError(f"{name}: another process is running this") from error
+        yield
+
+
 def append(path: Path, rows: list[dict]) -> None:
     """Adds rows to a CSV file."""
     if not rows:
@@ -174,15 +186,22 @@ def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int)
     curve = thinned(read(run_folder / "episodes.csv"), summary["step"])
     path = RESULTS / "curves" / f"{script}__{job['env_id']}.csv"
     with locked():
-        old = read(path)
-        if any(point["seed"] == job["seed"] for point in old):  # a kill came before runs.csv
-            append(path.with_suffix(".tmp"), [x for x in old if x["seed"] != job["seed"]])
-            path.with_suffix(".tmp").replace(path)
-        points = [{"seed": job["seed"], "step": step, "return": value} for step, value in curve]
-        append(path, points)
+        # A kill may have come between the curve and its row in runs.csv.
+        points = [point for point in read(path) if point["seed"] != job["seed"]]
+        points += [{"seed": job["seed"], "step": step, "return": value} for step, value in curve]
+        temporary = path.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        append(temporary, points)
+        if points:  # no episode may have ended
+            temporary.replace(path)
         append(RESULTS / "runs.csv", [row])
     shutil.rmtree(folder)
     return row
+
+
+def is_done(job: dict) -> bool:
+    """Whether runs.csv has a row of this job."""
+    return any(all(row[x] == job[x] for x in KEY) for row in read(RESULTS / "runs.csv"))
 
 
 def main() -> None:
@@ -204,8 +223,7 @@ def main() -> None:
         for env_id in options.env_ids
     ]
     texts = {script: path_of(script).read_text() for script in options.scripts}
-    done = {tuple(row[part] for part in KEY) for row in read(RESULTS / "runs.csv")}
-    jobs = [job for job in jobs if tuple(job[part] for part in KEY) not in done]
+    jobs = [job for job in jobs if not is_done(job)]
     if options.print:
         for job in jobs:
             words = ["python", "benchmarks/run.py", "--workers", "1", "--scripts", job["script"]]
@@ -218,7 +236,10 @@ def main() -> None:
     def work(job: dict) -> None:
         try:
             text = texts[job["script"]]
-            row = run(job, text, revision, options.compile, options.eval_episodes)
+            with claimed("__".join(job[part] for part in KEY[:3])):
+                if is_done(job):  # in the meantime, by another process
+                    return
+                row = run(job, text, revision, options.compile, options.eval_episodes)
         except RuntimeError as error:  # the others go on
             print(error, flush=True)
             return
@@ -235,8 +256,8 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(work, jobs))
-    if len(finished) < len(jobs):
-        sys.exit(f"{len(jobs) - len(finished)} of {len(jobs)} runs failed; see above")
+    if missing := [job for job in jobs if not is_done(job)]:
+        sys.exit(f"{len(missing)} of {len(jobs)} runs failed; see above")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 #
 #     sh benchmarks/slurm_test.sh
 #
-# All that it starts and writes is in a temporary folder, but for the rows of three small runs on
-# CartPole, which it makes in a copy of the project, too.
+# All that it starts and writes is in a temporary folder, with a clone of the project: three runs on
+# CartPole.
 set -eu
 
 here=$(pwd)

@@ -2,19 +2,21 @@
 
 Samples are a function of the distribution alone, so that any number of processes plays the same
 episodes. What each process has played first, and what it ends with, is written to rank<r>.pt.
-RANK_<r>=kill, or raise, ends rank r on the way.
+RANK_<r>=kill, or raise, ends rank r on the way; pid<r> says which process it is.
 """
 
 import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
 name = sys.argv.pop(1)
 script = importlib.import_module(name)
 rank = os.environ.get("RANK", "0")
+Path(f"pid{rank}").write_text(str(os.getpid()))
 kept, play, start_alike = {}, script.play, script.start_alike
 
 

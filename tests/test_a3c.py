@@ -101,7 +101,9 @@ def test_all_is_in_shared_memory():
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
 def test_one_worker_is_a2c_with_one_environment(monkeypatch, env_id):
     """With nobody beside it a pulled θ' is never out of date: the same run to the bit."""
-    settings = dict(env_id=env_id, total_timesteps=320, num_steps=16, eval_episodes=0)
+    settings = dict(
+        learning_rate=1e-3, env_id=env_id, total_timesteps=320, num_steps=16, eval_episodes=0
+    )
     folder = a2c.train(a2c.Args(num_envs=1, **settings))
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
     args = a3c.Args(num_workers=1, **settings)

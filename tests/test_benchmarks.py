@@ -72,14 +72,15 @@ def test_finished_runs_are_not_run_again(benchmark, tmp_path, capsys):
     curve = runner.read(tmp_path / "results/curves/ppo__CartPole-v1.csv")
     assert {point["seed"] for point in curve} == {"1", "2"}
     assert "[2/2]" in capsys.readouterr().out
-    assert not list((tmp_path / "runs").glob("ppo*"))
+    assert not [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
     benchmark("--seeds", "1", "2", "3", "--print")
     assert capsys.readouterr().out.split("--seeds ")[1].startswith("3 ")  # only what is left
     benchmark("--seeds", "1", "2")
     assert len(runner.read(tmp_path / "results/runs.csv")) == 2
 
 
-def test_a_broken_run_goes_on_from_its_checkpoint(benchmark, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("others", [["8"], []])
+def test_a_broken_run_goes_on_from_its_checkpoint(benchmark, tmp_path, monkeypatch, others):
     """As after a kill: a folder with a checkpoint, the curve already written, but no row."""
     text = (ROOT / "ppo.py").read_text()
     folder = tmp_path / f"runs/ppo__CartPole-v1__7__{runner.code_hash(text)}"
@@ -92,7 +93,7 @@ def test_a_broken_run_goes_on_from_its_checkpoint(benchmark, tmp_path, monkeypat
     (checkpoint.parent / "summary.json").unlink()
     before = (checkpoint.parent / "episodes.csv").read_text().splitlines()
     path = tmp_path / "results/curves/ppo__CartPole-v1.csv"
-    points = [{"seed": seed, "step": 5, "return": 99.0} for seed in ("7", "8")]
+    points = [{"seed": seed, "step": 5, "return": 99.0} for seed in ("7", *others)]
     runner.append(path, points)
     kept, rmtree = [], shutil.rmtree
 
@@ -106,8 +107,30 @@ def test_a_broken_run_goes_on_from_its_checkpoint(benchmark, tmp_path, monkeypat
     (row,) = runner.read(tmp_path / "results/runs.csv")
     assert row["steps"] == "512" and kept[: len(before)] == before and len(kept) > len(before)
     curve = runner.read(path)
-    assert [point["return"] for point in curve if point["seed"] == "8"] == ["99.0"]
-    assert "99.0" not in [point["return"] for point in curve if point["seed"] == "7"]
+    assert [point["seed"] for point in curve if point["return"] == "99.0"] == others
+    assert "7" in {point["seed"] for point in curve}
+
+
+def test_a_job_is_run_by_one_process(benchmark, tmp_path, capsys):
+    """As when a Slurm array is submitted again while the first one still runs."""
+    code = (
+        "import fcntl, sys, time\n"
+        "file = open(sys.argv[1], 'a')\n"
+        "fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print('locked', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "runs/ppo__CartPole-v1__3.lock"
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        with pytest.raises(SystemExit, match="1 of 1 runs failed"):
+            benchmark("--seeds", "3")
+        assert "another process is running this" in capsys.readouterr().out
+        other.kill()
+    benchmark("--seeds", "3")
+    assert len(runner.read(tmp_path / "results/runs.csv")) == 1
 
 
 def test_a_failing_run_does_not_stop_the_others(benchmark, tmp_path, capsys):

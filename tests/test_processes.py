@@ -23,12 +23,25 @@ SETTINGS = {  # with one minibatch the samples of an update do not depend on the
 }
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()  # torchrun ends its processes
+            process.wait(60)
+
+
 def start(script: str, *launcher: str, cwd: Path, variables: dict = {}, **settings):
     """Starts tests/ranks.py with a script's flags, behind a launcher such as torchrun."""
     cwd.mkdir(exist_ok=True)
     environ = environment() | dict(OMP_NUM_THREADS="1") | variables
     environ["PYTHONPATH"] += os.pathsep + str(ROOT)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*launcher, str(TESTS / "ranks.py"), script, *flags(settings)],
         cwd=cwd,
         env=environ,
@@ -36,15 +49,13 @@ def start(script: str, *launcher: str, cwd: Path, variables: dict = {}, **settin
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def output_of(process: subprocess.Popen) -> str:
     """What it printed; it has to end well."""
-    try:
-        printed = process.communicate(timeout=120)[0]
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes
-        raise
+    printed = process.communicate(timeout=120)[0]
     assert process.returncode == 0, printed
     return printed
 
@@ -72,7 +83,7 @@ def gradient_of_a_rank(rank: int, folder: Path) -> None:
             parameter.grad = gradient
         both = script.of_all(torch.tensor([[1.0, 2.0], [3.0, 4.0]]) * (1 + rank))
         assert both.tolist() == [[1, 2], [3, 4], [2, 4], [6, 8]]
-        assert script.agreed(rank == 0) is True and script.agreed(rank == 1) is False
+        assert script.of_all_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
     distributed.destroy_process_group()
 
 
@@ -89,7 +100,7 @@ def test_alone_nothing_happens(script):
     script.average_gradients([parameter])
     assert parameter.grad is gradient and gradient.tolist() == [1, 2]
     assert script.of_all(gradient) is gradient
-    assert script.agreed(True) and not script.agreed(False)
+    assert script.of_all_objects("alone") == ["alone"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -153,6 +164,35 @@ def test_environments_must_divide(script, tmp_path):
     assert process.returncode and not list(tmp_path.glob("runs/*"))
 
 
+def test_arguments_must_agree(tmp_path):
+    """As after a typing error on the second machine."""
+    endpoint = ["--nnodes", "2", "--nproc-per-node", "1", "--master-port", "29871"]
+    processes = [
+        start(
+            "ppo", *TORCHRUN[:3], *endpoint, "--node-rank", str(rank), cwd=tmp_path / str(rank),
+            **SETTINGS["ppo"] | dict(gamma=0.9 + rank / 100),
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for process in processes:
+        assert "gamma differs: [0.9, 0.91], rank by rank" in process.communicate(timeout=120)[0]
+        assert process.returncode
+
+
+def test_compiled_in_two_processes(tmp_path):
+    """One graph of the update, with what the processes say to each other: the same numbers."""
+    settings = SETTINGS["a2c"] | dict(env_id="Pendulum-v1", total_timesteps=256)
+    kept = {}
+    for words in ({}, {"compile": True}):
+        cwd = tmp_path / str(len(kept))
+        output_of(start("a2c", *TORCHRUN, "--standalone", cwd=cwd, **settings, **words))
+        kept[len(kept)] = [torch.load(cwd / f"rank{rank}.pt") for rank in (0, 1)]
+    eager, compiled = kept.values()
+    for part in ("actor", "critic"):
+        assert_equal(compiled[0][part], compiled[1][part])
+        torch.testing.assert_close(compiled[0][part], eager[0][part], rtol=1e-4, atol=1e-5)
+
+
 # ── Failures ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -164,6 +204,7 @@ def test_a_rank_that_dies_ends_the_job(rank, fate, tmp_path):
     process = start("ppo", *TORCHRUN, "--standalone", cwd=tmp_path, variables=fates, **settings)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode
+    assert "forcefully exiting" not in printed  # nobody had to be killed after those 30 seconds
     assert ("Signal 9 (SIGKILL)" if fate == "kill" else "this rank was told to fail") in printed
     folder = only_folder(tmp_path)
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] >= 128
@@ -172,8 +213,11 @@ def test_a_rank_that_dies_ends_the_job(rank, fate, tmp_path):
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 512
 
 
-@pytest.mark.parametrize("script, number", [("ppo", signal.SIGINT), ("a2c", signal.SIGTERM)])
-def test_interrupt_saves_and_the_ranks_go_on(script, number, tmp_path):
+@pytest.mark.parametrize(
+    "script, number, to", [("ppo", signal.SIGINT, "torchrun"), ("a2c", signal.SIGTERM, "rank 1")]
+)
+def test_interrupt_saves_and_the_ranks_go_on(script, number, to, tmp_path):
+    """Whoever gets the signal: torchrun, which passes it on, or the follower on another machine."""
     settings = SETTINGS[script] | dict(env_id="Pendulum-v1", total_timesteps=10**6)
     process = start(script, *TORCHRUN, "--standalone", cwd=tmp_path, **settings)
     deadline = time.time() + 90
@@ -182,7 +226,10 @@ def test_interrupt_saves_and_the_ranks_go_on(script, number, tmp_path):
         if files and len(files[0].read_text().splitlines()) > 3:
             break
         time.sleep(0.1)
-    process.send_signal(number)
+    if to == "torchrun":
+        process.send_signal(number)
+    else:
+        os.kill(int((tmp_path / "pid1").read_text()), number)
     printed = process.communicate(timeout=60)[0]
     folder = only_folder(tmp_path)
     step = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]

@@ -49,11 +49,14 @@ SHARED = {
     "n_step_advantages": ["a2c", "a3c"],
     "actor_critic_loss": ["a2c", "a3c"],
     # several processes
-    **{
-        name: ["a2c", "ppo"]
-        for name in ("average_gradients", "join_processes", "of_all", "agreed", "start_alike")
-    },
-    **{name: ["a2c", "ppo"] for name in ("count_all", "Follower")},
+    "average_gradients": ["a2c", "ppo"],
+    "several": ["a2c", "ppo"],
+    "join_processes": ["a2c", "ppo"],
+    "of_all": ["a2c", "ppo"],
+    "of_all_objects": ["a2c", "ppo"],
+    "start_alike": ["a2c", "ppo"],
+    "count_all": ["a2c", "ppo"],
+    "Follower": ["a2c", "ppo"],
     # off-policy
     "ReplayBuffer": OFF_POLICY,
     "polyak_update": OFF_POLICY,
