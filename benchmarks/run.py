@@ -42,7 +42,7 @@ FLAGS = {
     ("reinforce", "CartPole-v1"): "--total-timesteps 200000 --batch-size 500",
     ("reinforce_baseline", "CartPole-v1"): "--total-timesteps 200000 --batch-size 1000",
     ("a2c", "CartPole-v1"): "--total-timesteps 500000",
-    ("trpo", "CartPole-v1"): "--total-timesteps 100000 --num-envs 8",
+    ("trpo", "CartPole-v1"): "--total-timesteps 100000 --num-envs 8 --num-steps 128",
     ("ppo", "CartPole-v1"): "--total-timesteps 100000",
     ("reinforce", "Acrobot-v1"): "--total-timesteps 500000",
     ("reinforce_baseline", "Acrobot-v1"): "--total-timesteps 500000",
