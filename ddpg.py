@@ -32,7 +32,7 @@ Not in the text [impl]
     256-256 ReLU units, rates and noise of TD3, so that td3.py differs in its three repairs only.
         Lillicrap: 400-300 with batch normalisation, the action from the second layer on, last
         layers within ±0.003, weight decay for the critic, noise of Ornstein and Uhlenbeck; and
-        --policy-lr 1e-4 --learning-rate 1e-3 --tau 0.001 --batch-size 64
+        --policy-lr 1e-4 --tau 0.001 --batch-size 64
     actions and noise in units of the half range of each dimension      Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
     matrix products in float32 throughout; --matmul-precision medium is for CPUs on which it is
@@ -98,7 +98,7 @@ class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
-    learning_rate: float = 3e-4  # step size of the critic's Adam
+    learning_rate: float = 1e-3  # step size of the critic's Adam
     policy_lr: float | None = None  # step size of the policy's Adam; None: the critic's
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
     gamma: float = 0.99  # γ, discount factor [CS-3a]

@@ -33,8 +33,8 @@ the target critics, as in its [AC-11d] and in the paper.
 Not in the text [impl]
     uniformly random actions in the first learning_starts steps         Fujimoto 2018
         (there 1,000, 10,000 for HalfCheetah and Ant; 25,000 in the authors' later code)
-    256-256 ReLU units, Adam 3e-4, batches of 256                       Fujimoto 2018, later code
-        (in the paper 400-300, 1e-3 and 100)
+    256-256 ReLU units, batches of 256 (in the paper 400-300 and 100)   Fujimoto 2018, later code
+    Adam 1e-3 (in that code 3e-4, which was slower here)                Fujimoto 2018
     actions and noise in units of the half range of each dimension      after Fujimoto 2018, code
     μ'(s') + ε is clipped to the bounds                                 Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
@@ -104,7 +104,7 @@ class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
-    learning_rate: float = 3e-4  # step size of the critics' Adam
+    learning_rate: float = 1e-3  # step size of the critics' Adam
     policy_lr: float | None = None  # step size of the policy's Adam; None: the critics'
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
     gamma: float = 0.99  # γ, discount factor [CS-3a]

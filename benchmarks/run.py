@@ -58,6 +58,11 @@ FLAGS = {
     ("ppo", "Pendulum-v1"): (
         "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 256"
     ),
+    **{
+        (script, env_id): "--total-timesteps 200000"
+        for script in ("ddpg", "td3", "sac")
+        for env_id in ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
+    },
 }
 
 
