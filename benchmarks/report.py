@@ -14,7 +14,8 @@ from pathlib import Path
 import ablations
 from run import FLAGS, RESULTS, ROOT, read
 
-ORDER = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac"]
+OURS = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac"]
+ORDER = [name for script in OURS for name in (script, f"sb3_{script}")]  # each beside its peer
 OFF_POLICY = ["ddpg", "td3", "sac"]
 MUJOCO = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
 
@@ -67,6 +68,12 @@ def stratified_interval(strata: list[list[float]], draws: int = 10_000) -> tuple
     return means[draws // 40], means[-draws // 40]
 
 
+def label(script: str) -> str:
+    """ppo → ppo.py, sb3_ppo → SB3 PPO"""
+    peer = script.removeprefix("sb3_")
+    return f"SB3 {peer.upper()}" if peer != script else f"{script}.py"
+
+
 def number(x: float) -> str:
     return f"{x:,.1f}" if abs(x) < 1000 and x != int(x) else f"{x:,.0f}"
 
@@ -103,7 +110,7 @@ def returns() -> str:
             verdict = "✓" if statistics.mean(training) >= best else "✗ below"
             published = f"{best:,} ({source}) {verdict}"
         lines.append(
-            f"| {script} | {env_id} | {len(rows)} | {spread(training)} | {number(low)} to {number(high)} | "
+            f"| {label(script)} | {env_id} | {len(rows)} | {spread(training)} | {number(low)} to {number(high)} | "
             f"{spread(evaluation)} | {published} | {' · '.join(map(number, training))} |"
         )
     return "\n".join(lines)
@@ -112,7 +119,7 @@ def returns() -> str:
 def headline() -> str:
     """Scripts × MuJoCo environments: training return; evaluation (seeds), the best published value."""
     found, lines = cells(), [f"| | {' | '.join(MUJOCO)} |", "|---|" + "---|" * len(MUJOCO)]
-    for script in ORDER:
+    for script in OURS:
         texts = []
         for env_id in MUJOCO:
             rows = found.get((script, env_id), [])
@@ -147,7 +154,7 @@ def across() -> str:
         mean = interquartile_mean(sum(strata, []))
         steps, count = int(runs[0][0]["steps"]), sum(map(len, runs))
         lines.append(
-            f"| {script}.py | {steps:,} | {count} | **{mean:.2f}** | {low:.2f} to {high:.2f} |"
+            f"| {label(script)} | {steps:,} | {count} | **{mean:.2f}** | {low:.2f} to {high:.2f} |"
         )
     return "\n".join(lines)
 
@@ -172,7 +179,8 @@ def smoothed_curves(script: str, env_id: str) -> dict[str, list[tuple[int, float
 def curves_chart(env_ids: list[str], path: Path) -> None:
     """Training returns over steps: mean and 95 % interval over the seeds, each seed thin.
 
-    The short lines at the right are the best published final values, in their script's colour.
+    Dashed: the mean of Stable-Baselines3's agents. The short lines at the end of the curves are the
+    best published final values, in their script's colour.
     """
     import matplotlib
 
@@ -188,29 +196,32 @@ def curves_chart(env_ids: list[str], path: Path) -> None:
     )
     handles = {}
     for axis, env_id in zip(axes[0], env_ids):
-        for place, script in enumerate(ORDER):
+        for script in ORDER:
             curves = smoothed_curves(script, env_id)
             if not curves:
                 continue
-            colour = plt.get_cmap("tab10")(place)
+            peer = script not in OURS
+            colour = plt.get_cmap("tab10")(OURS.index(script.removeprefix("sb3_")))
             for points in curves.values():
-                axis.plot(*zip(*points), color=colour, linewidth=0.5, alpha=0.4)
+                axis.plot(*zip(*points), color=colour, linewidth=0.5, alpha=0.2 if peer else 0.4)
             common = sorted(set.intersection(*({step for step, _ in x} for x in curves.values())))
             values = [[dict(points)[step] for points in curves.values()] for step in common]
             means = [statistics.mean(x) for x in values]
-            (handles[script],) = axis.plot(common, means, color=colour, linewidth=1.8)
-            if len(curves) > 1:
+            style = "--" if peer else "-"
+            (handles[script],) = axis.plot(common, means, style, color=colour, linewidth=1.8)
+            if len(curves) > 1 and not peer:
                 low, high = zip(*(interval(x, draws=400) for x in values))
                 axis.fill_between(common, low, high, color=colour, alpha=0.15, linewidth=0)
             if best := PUBLISHED.get((script, env_id)):
-                axis.plot([1.02e6, 1.07e6], [best[0]] * 2, color=colour, linewidth=2.5)
+                end = 0.2e6 if script in OFF_POLICY else 1e6
+                axis.plot([end + 2e4, end + 7e4], [best[0]] * 2, color=colour, linewidth=2.5)
         axis.set_title(env_id, fontsize=10)
         axis.set_xlabel("environment steps")
         axis.spines[["top", "right"]].set_visible(False)
         axis.ticklabel_format(axis="x", style="plain")
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x else "0")
     axes[0][0].set_ylabel("training return")
-    names = [f"{script}.py" for script in handles]
+    names = [label(script) for script in handles]
     figure.legend(handles.values(), names, loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
