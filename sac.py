@@ -39,6 +39,7 @@ Not in the text [impl]
     uniformly random actions in the first learning_starts steps         Haarnoja 2018, code
         (there 1,000, 10,000 for HalfCheetah and Ant)
     256-256 ReLU units                                                  Haarnoja 2018, code
+    Adam: policy 3e-4, critics and temperature 1e-3 (the papers: 3e-4)  CleanRL
     log σ within [−5, 2]: below that, log π of an action in float32 is imprecise        CleanRL
     step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
     actions and H̄ in units in which the bounds are −1 and +1            Haarnoja 2018b
@@ -111,7 +112,7 @@ class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
-    q_lr: float = 3e-4  # step size of the critics' Adam, and of the temperature's
+    q_lr: float = 1e-3  # step size of the critics' Adam, and of the temperature's
     policy_lr: float = 3e-4  # step size of the policy's Adam
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
     gamma: float = 0.99  # γ, discount factor [AC-12a]
