@@ -48,9 +48,8 @@ Not in the text [impl]
         faster (the one used here, an AMD EPYC, is none); on a GPU or with AMX it is less exact
 
 Changed from td3.py
-    the squashed Gaussian, which needs neither noise of its own nor a target policy; −α log π in
-    the target and in the policy's loss, with the smaller value of both critics; the temperature;
-    no delay.
+    the squashed Gaussian, with neither noise of its own nor a target policy; −α log π in the target
+    and in the policy's loss, with the smaller value of both critics; the temperature; no delay.
 
 Run
     python sac.py --env-id HalfCheetah-v4
