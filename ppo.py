@@ -27,7 +27,7 @@ Algorithm [AC-09d]
     5.     shuffle the T·N samples into minibatches; for each, a step of Adam up the objective L
     6. discard the rollout, back to 2
 
-Not in the text [impl]; the README tells what most of it is worth
+Not in the text [impl]; benchmarks.md tells what most of it is worth
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
     advantages and value targets recomputed in every epoch              Andrychowicz 2021, 3.5

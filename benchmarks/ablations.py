@@ -38,14 +38,14 @@ VARIANTS = {
         "observations not standardised",
         [],
         [
-            ("        actor.obs_norm.update(observations.flatten(0, 1))\n", ""),
-            ("                critic.obs_norm.update(observations.flatten(0, 1))\n", ""),
+            ("        actor.obs_norm.update(everyone)\n", ""),
+            ("                critic.obs_norm.update(everyone)\n", ""),
         ],
     ),
     "no-return-norm": (
         "values and their loss in the rewards' own units",
         [],
-        [("                critic.return_norm.update(targets.flatten())\n", "")],
+        [("                critic.return_norm.update(of_all(targets.flatten()))\n", "")],
     ),
     "statistics-last": (
         "the critic's statistics move in the last epoch, not in the first",
@@ -59,7 +59,7 @@ VARIANTS = {
     "last-layer-1": ("the policy's last layer not scaled down", [], [("output_gain=0.01", "output_gain=1.0")]),
     "8x256": ("8 environments × 256 steps, not 64 × 32", ["--num-envs", "8", "--num-steps", "256"], []),
     "limit-ends": (
-        "a time limit taken for an end",
+        "time limits treated as terminations",
         [],
         [("next_values, terminations, truncations\n                adv", "next_values, terminations | truncations, truncations\n                adv")],
     ),
