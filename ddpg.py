@@ -24,8 +24,8 @@ Algorithm
     7. the targets θ', w' follow by the share τ; back to 2
 
 Why targets: y contains Q itself. Were it Q_w, each step on w would move its own goal, and an error
-could feed on itself. Q' and μ' are copies that follow slowly. And s: the theorem's states are
-those that μ_θ visits; here they come from the buffer, which is taken for near enough.
+could feed on itself. Q' and μ' are copies that follow slowly. The theorem averages over the states
+that μ_θ visits (the text's ρ^μ); the buffer's states stand in for them.
 
 Not in the text [impl]
     uniformly random actions in the first learning_starts steps         Fujimoto 2018
@@ -256,7 +256,7 @@ class ReplayBuffer:
         # Where there is room left the oldest row comes first, even if the saved buffer was full.
         full = self.filled == self.size
         oldest = 0 if full else state["next"]
-        self.next = state["next"] if full else self.filled
+        self.next = (state["next"] if full else self.filled) % self.size
         for name, array in self.arrays.items():
             array[: self.filled] = np.roll(state[name].numpy(), -oldest, axis=0)
 
@@ -322,14 +322,15 @@ def train(args: Args) -> Path:
     done, rest, critic_logs, actor_logs = True, True, [], []
     while run.step < args.total_timesteps and not (run.interrupted and rest):
         if done:
-            obs, _ = env.reset()
+            obs, started = env.reset()[0], run.step
+        obs = np.array(obs, np.float32)  # (O,); a copy: some environments write into their own
 
         # 2. Play a = μ_θ(s) + noise; [impl] at first any action.
         with torch.inference_mode():
             if run.step < args.learning_starts:
                 action = 2 * torch.rand(len(actor.low), device=device) - 1  # (A,)
             else:
-                action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device))  # (A,)
+                action = actor(torch.as_tensor(obs, device=device))  # (A,)
                 noise = args.exploration_noise * torch.randn_like(action)
                 action = (action + noise).clamp(-1, 1)  # [AC-10b]
             env_action = actor.to_env(action).numpy(force=True)
@@ -338,7 +339,7 @@ def train(args: Args) -> Path:
         run.check_finite(action=env_action, observation=next_obs, reward=reward)
 
         # 3. Store s, a, r, s', and whether s' is terminal, in the replay buffer.
-        # next_obs is the true successor, even when the env has just been reset.
+        # next_obs is the true successor; the environment is reset in the next turn only.
         buffer.add(obs, action.numpy(force=True), reward, next_obs, terminated)
         obs, done = next_obs, terminated or truncated
         if done:
@@ -360,7 +361,7 @@ def train(args: Args) -> Path:
 
         # A run may stop at an episode's end: resumed from there it is the same run. Elsewhere only
         # where no end comes for long, or no more steps do.
-        rest = done or run.step == args.total_timesteps or run.step - run.last_step >= 10_000
+        rest = done or run.step == args.total_timesteps or (run.step - started) % 10_000 == 0
         if actor_logs and rest:
             loss, q_value = torch.stack(critic_logs).mean(0)
             policy_loss = torch.stack(actor_logs).mean()

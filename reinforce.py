@@ -285,7 +285,8 @@ def play_episode(env: gym.Env, actor: Actor, run: Run) -> tuple[Tensor, Tensor, 
                     "script learns from whole episodes; raise total_timesteps, or use a2c.py"
                 )
             return None
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=device)
+        # A copy: some environments write into the array that they have given.
+        obs = torch.tensor(obs, dtype=torch.float32, device=device)
         with torch.inference_mode():
             action = actor(obs).sample()
             env_action = actor.to_env(action).numpy(force=True)[()]  # a number if it is just one

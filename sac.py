@@ -15,9 +15,9 @@ Equations, in the order of the code
     [X-SOFTQ]  y = r + γ (1 − terminated)(min_i Q_i'(s',a') − α log π(a'|s')), a'∼π_θ
     [X-JPI]    min_θ E[α log π(a|s) − min_i Q_i(s,a)]
     [X-ALPHA]  J(α) = E[−α(log π + H̄)], H̄ = −dim(A)
-    [AC-12b]   H = −E_a[log π(a|s)]   estimated from the batch, for the log
     [X-POLYAK] w' ← τ w + (1−τ) w'
     [X-REPLAY] FIFO store, uniform sample
+    [AC-12b]   H = −E_a[log π(a|s)]   estimated from the batch, for the log
 
 Algorithm
     1. initialise the policy θ, the critics w1, w2, their targets w1' = w1, w2' = w2, and α
@@ -40,7 +40,7 @@ Not in the text [impl]
         (there 1,000, 10,000 for HalfCheetah and Ant)
     256-256 ReLU units                                                  Haarnoja 2018, code
     Adam: policy 3e-4, critics and temperature 1e-3 (the papers: 3e-4)  CleanRL
-    log σ within [−5, 2]: below that, log π of an action in float32 is imprecise        CleanRL
+    log σ is clamped to [−5, 2]                                         CleanRL: by a tanh
     step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
     actions and H̄ in units in which the bounds are −1 and +1            Haarnoja 2018b
     time limits bootstrap                                               Pardo 2018
@@ -199,7 +199,7 @@ class Temperature(nn.Module):
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
-        self.log_alpha = nn.Parameter(torch.tensor(math.log(max(alpha, 1e-30))))  # 0 has none
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(max(alpha, 1e-30))))  # log 0 is −∞
 
     def forward(self) -> Tensor:
         return self.log_alpha.exp()
@@ -324,7 +324,7 @@ class ReplayBuffer:
         # Where there is room left the oldest row comes first, even if the saved buffer was full.
         full = self.filled == self.size
         oldest = 0 if full else state["next"]
-        self.next = state["next"] if full else self.filled
+        self.next = (state["next"] if full else self.filled) % self.size
         for name, array in self.arrays.items():
             array[: self.filled] = np.roll(state[name].numpy(), -oldest, axis=0)
 
@@ -341,6 +341,8 @@ def train(args: Args) -> Path:
         OSError: when the run's folder cannot be written.
     """
     device = prepare(args, least_steps=args.learning_starts + 1)
+    if args.autotune and args.alpha == 0:
+        raise ValueError("alpha is 0, from where it cannot move; start above 0, or --no-autotune")
     env = make_env(args.env_id)
     spaces = env.observation_space, env.action_space
 
@@ -364,8 +366,9 @@ def train(args: Args) -> Path:
             next_actions, next_log_probs = actor.sample(next_observations)  # (B, A), (B,)
             next_q1 = critic1_target(next_observations, next_actions)  # (B,)
             next_q2 = critic2_target(next_observations, next_actions)  # (B,)
-            next_terms = next_q1, next_q2, next_log_probs, terminations
-            target_q = td_target(rewards, *next_terms, args.gamma, temperature())  # (B,)
+            target_q = td_target(
+                rewards, next_q1, next_q2, next_log_probs, terminations, args.gamma, temperature()
+            )  # (B,)
         q_values = critic1(observations, actions)  # (B,)
         loss = q_loss(q_values, target_q) + q_loss(critic2(observations, actions), target_q)
         loss.backward()
@@ -381,16 +384,14 @@ def train(args: Args) -> Path:
         alpha = temperature()
         actions, log_probs = actor.sample(observations)  # (B, A), (B,)
         q1, q2 = critic1(observations, actions), critic2(observations, actions)  # (B,)
-        # In either loss the other's parameter is a constant.
         loss = soft_policy_loss(log_probs, q1, q2, alpha.detach())
-        alpha_loss = temperature_loss(alpha, log_probs.detach(), target_entropy)
-        inputs = [*theta, *temperature.parameters()]
-        (loss + alpha_loss).backward(inputs=inputs)  # w's gradient is not even computed
+        loss.backward(inputs=theta)  # w's gradient is not even computed
         actor_optimizer.step()
         actor_optimizer.zero_grad()
         if args.autotune:
+            temperature_loss(alpha, log_probs.detach(), target_entropy).backward()
             alpha_optimizer.step()
-        alpha_optimizer.zero_grad()
+            alpha_optimizer.zero_grad()
         entropy = -log_probs.mean()  # [AC-12b]
         return torch.stack((loss, entropy, alpha)).detach()
 
@@ -410,21 +411,22 @@ def train(args: Args) -> Path:
     done, rest, critic_logs, actor_logs = True, True, [], []
     while run.step < args.total_timesteps and not (run.interrupted and rest):
         if done:
-            obs, _ = env.reset()
+            obs, started = env.reset()[0], run.step
+        obs = np.array(obs, np.float32)  # (O,); a copy: some environments write into their own
 
         # 2. Play a ∼ π_θ(·|s); [impl] at first any action.
         with torch.inference_mode():
             if run.step < args.learning_starts:
                 action = 2 * torch.rand(len(actor.low), device=device) - 1  # (A,)
             else:
-                action, _ = actor.sample(torch.as_tensor(obs, dtype=torch.float32, device=device))
+                action, _ = actor.sample(torch.as_tensor(obs, device=device))
             env_action = actor.to_env(action).numpy(force=True)
         next_obs, reward, terminated, truncated, info = env.step(env_action)
         run.step += 1
         run.check_finite(action=env_action, observation=next_obs, reward=reward)
 
         # 3. Store s, a, r, s', and whether s' is terminal, in the replay buffer.
-        # next_obs is the true successor, even when the env has just been reset.
+        # next_obs is the true successor; the environment is reset in the next turn only.
         buffer.add(obs, action.numpy(force=True), reward, next_obs, terminated)
         obs, done = next_obs, terminated or truncated
         if done:
@@ -448,7 +450,7 @@ def train(args: Args) -> Path:
 
         # A run may stop at an episode's end: resumed from there it is the same run. Elsewhere only
         # where no end comes for long, or no more steps do.
-        rest = done or run.step == args.total_timesteps or run.step - run.last_step >= 10_000
+        rest = done or run.step == args.total_timesteps or (run.step - started) % 10_000 == 0
         if actor_logs and rest:
             loss, q_value = torch.stack(critic_logs).mean(0)
             policy_loss, entropy, alpha = torch.stack(actor_logs).mean(0)

@@ -42,8 +42,8 @@ Not in the text [impl]
         faster (the one used here, an AMD EPYC, is none); on a GPU or with AMX it is less exact
 
 Changed from ddpg.py
-    two critics and the smaller value; noise on the target's action; steps 6 and 7 in every second
-    update only. Each has its flags, its function, and its lines in train.
+    two critics, the smaller of whose values makes the target; clipped_noise on the target's action;
+    steps 6 and 7 in every second update only.
 
 Run
     python td3.py --env-id HalfCheetah-v4
@@ -276,7 +276,7 @@ class ReplayBuffer:
         # Where there is room left the oldest row comes first, even if the saved buffer was full.
         full = self.filled == self.size
         oldest = 0 if full else state["next"]
-        self.next = state["next"] if full else self.filled
+        self.next = (state["next"] if full else self.filled) % self.size
         for name, array in self.arrays.items():
             array[: self.filled] = np.roll(state[name].numpy(), -oldest, axis=0)
 
@@ -348,14 +348,15 @@ def train(args: Args) -> Path:
     done, rest, critic_logs, actor_logs = True, True, [], []
     while run.step < args.total_timesteps and not (run.interrupted and rest):
         if done:
-            obs, _ = env.reset()
+            obs, started = env.reset()[0], run.step
+        obs = np.array(obs, np.float32)  # (O,); a copy: some environments write into their own
 
         # 2. Play a = μ_θ(s) + noise; [impl] at first any action.
         with torch.inference_mode():
             if run.step < args.learning_starts:
                 action = 2 * torch.rand(len(actor.low), device=device) - 1  # (A,)
             else:
-                action = actor(torch.as_tensor(obs, dtype=torch.float32, device=device))  # (A,)
+                action = actor(torch.as_tensor(obs, device=device))  # (A,)
                 noise = args.exploration_noise * torch.randn_like(action)
                 action = (action + noise).clamp(-1, 1)  # [AC-10b]
             env_action = actor.to_env(action).numpy(force=True)
@@ -364,7 +365,7 @@ def train(args: Args) -> Path:
         run.check_finite(action=env_action, observation=next_obs, reward=reward)
 
         # 3. Store s, a, r, s', and whether s' is terminal, in the replay buffer.
-        # next_obs is the true successor, even when the env has just been reset.
+        # next_obs is the true successor; the environment is reset in the next turn only.
         buffer.add(obs, action.numpy(force=True), reward, next_obs, terminated)
         obs, done = next_obs, terminated or truncated
         if done:
@@ -388,7 +389,7 @@ def train(args: Args) -> Path:
 
         # A run may stop at an episode's end: resumed from there it is the same run. Elsewhere only
         # where no end comes for long, or no more steps do.
-        rest = done or run.step == args.total_timesteps or run.step - run.last_step >= 10_000
+        rest = done or run.step == args.total_timesteps or (run.step - started) % 10_000 == 0
         if actor_logs and rest:
             loss, q_value = torch.stack(critic_logs).mean(0)
             policy_loss = torch.stack(actor_logs).mean()

@@ -165,6 +165,18 @@ class Raises(Probe):
         return 1.0, False
 
 
+class Reuse(Counter):
+    """As Counter, but its observation is always the same array, with other content."""
+
+    def __init__(self):
+        super().__init__()
+        self.array = np.zeros(1, np.float32)
+
+    def observation(self):
+        self.array[:] = super().observation()
+        return self.array
+
+
 class Sign(gym.ActionWrapper):
     """The two actions of a probe as a box: below 0 is action 0, above it action 1."""
 
@@ -177,7 +189,7 @@ class Sign(gym.ActionWrapper):
 
 for name, limit in {
     "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "Slow": 20, "OneStep": 5, "Lopsided": 20, "Chance": 20, "Narrow": 20,
-    "Nested": 20, "Lists": 20, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20, "Wide": 20,
+    "Nested": 20, "Lists": 20, "Reuse": 10, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20, "Wide": 20,
     "Raises": 200,
 }.items():  # fmt: skip
     gym.register(f"{name}-v0", entry_point=globals()[name], max_episode_steps=limit)

@@ -98,6 +98,11 @@ def test_restored_buffer_goes_on(module):
         assert set(larger.sample(2000)[2].tolist()) == {4, 5, 6, 7, 8, *range(10, i)}
         larger.add(np.array([i, -i]), np.array([0.0]), i, np.array([i, i]), False)
     assert set(larger.sample(2000)[2].tolist()) == {5, 6, 7, 8, *range(10, 56)}  # 4 is the oldest
+    first = numbered(module, 10, 5)  # half full, into a buffer with just so much room
+    exact = numbered(module, 5, 0)
+    exact.load_state_dict(first.state_dict())
+    exact.add(np.array([5, -5]), np.array([0.0]), 5, np.array([5, 5]), False)
+    assert set(exact.sample(500)[2].tolist()) == {1, 2, 3, 4, 5}
     with pytest.raises(ValueError, match="buffer_size is 4; this run needs 5 or more"):
         numbered(module, 4, 0).load_state_dict(first.state_dict())
 
@@ -469,9 +474,11 @@ def test_critics_get_no_gradient_from_the_policy(monkeypatch, module):
     monkeypatch.setattr(module.Critic, "__init__", spy_init)
     monkeypatch.setattr(torch.Tensor, "backward", spy)
     module.train(tiny(module, total_timesteps=200))
-    # 150 updates: the critics' own pass, then, in td3 every second time, the policy's.
-    turn = [True, True, False] if module is td3 else [True, False]
-    assert passes == turn * (len(passes) // len(turn)) and len(passes) in (300, 225)
+    # 150 updates: the critics' own pass, then, in td3 every second time, the policy's; in sac also
+    # the temperature's.
+    turn = {ddpg: [True, False], td3: [True, True, False], sac: [True, False, False]}[module]
+    assert passes == turn * (len(passes) // len(turn))
+    assert len(passes) == {ddpg: 300, td3: 225, sac: 450}[module]
 
 
 # ── Whole updates ─────────────────────────────────────────────────────────────────────────────────
@@ -511,7 +518,8 @@ def q(network, obs, action):
 @torch.no_grad()
 def test_critic_loss_of_whole_updates(module, monkeypatch):
     """The logged loss is Σ_i mean (Q_i(s, a) − y)², with y put together from the target networks."""
-    settings = dict(policy_noise=0.0) if module is td3 else {}
+    # With so large a rate α has changed much by the end: the target must use the present one.
+    settings = dict(policy_noise=0.0) if module is td3 else dict(q_lr=0.05) if module is sac else {}
     with torch.enable_grad():
         updates, rows = watched(module, monkeypatch, **settings)
     losses = []
@@ -536,6 +544,44 @@ def test_critic_loss_of_whole_updates(module, monkeypatch):
     means = [np.mean(losses[a:b]) for a, b in zip(ends, ends[1:])]
     assert len(means) >= 3
     np.testing.assert_allclose(logged, means, rtol=2e-3)
+
+
+@off_policy
+def test_policy_gradient_of_the_first_update(module, monkeypatch):
+    """X-JPI, AC-10a: −Q1 (sac: α log π − the smaller Q) of the critics that have just moved.
+
+    Adam's first average is a tenth of the gradient that it was given.
+    """
+    settings = dict(policy_frequency=1) if module is td3 else {}
+    averages, step = [], torch.optim.Adam.step
+
+    def spy(optimizer, *args, **more):
+        step(optimizer, *args, **more)
+        parameters = optimizer.param_groups[0]["params"]
+        averages.append([optimizer.state[p]["exp_avg"].clone() for p in parameters])
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    updates, rows = watched(module, monkeypatch, **settings)
+    (before, (obs, action, *_), generator), (after, *_) = updates[:2]
+    actor = before["actor"]
+    critics = [after[name] for name in ("critic", "critic1", "critic2") if name in after]
+    if module is sac:
+        torch.set_rng_state(generator)
+        torch.randn(action.shape)  # the noise of the critics' target
+        mean, log_std = actor.net(obs).chunk(2, -1)
+        noise = torch.randn(action.shape)
+        u = mean + log_std.exp() * noise
+        log_prob = -(noise**2) / 2 - log_std - math.log(2 * math.pi) / 2
+        log_prob = (log_prob - torch.log(1 - torch.tanh(u) ** 2)).sum(1)
+        values = torch.stack([q(critic, obs, torch.tanh(u)) for critic in critics])
+        loss = (0.2 * log_prob - values.min(0).values).mean()
+    else:
+        loss = -q(critics[0], obs, torch.tanh(actor.net(obs))).mean()
+    gradients = torch.autograd.grad(loss, list(actor.parameters()))
+    # The critics' optimizer comes first, then the policy's.
+    assert len(averages[1]) == len(gradients) == 6
+    for average, gradient in zip(averages[1], gradients):
+        torch.testing.assert_close(average, 0.1 * gradient, rtol=1e-3, atol=1e-7)
 
 
 @off_policy
@@ -715,16 +761,22 @@ def test_temperature_loss():
         assert (slope > 0) == (log_prob == 1)  # descent: down for the larger entropy
 
 
-@pytest.mark.parametrize("log_std, direction", [(-4.0, 1), (0.0, -1)])
-def test_temperature_moves_in_training(monkeypatch, log_std, direction):
-    """Pendulum has one action: H̄ = −1. A narrow policy raises α, a wide one lowers it."""
+@pytest.mark.parametrize(
+    "env_id, log_std, direction",
+    [("Pendulum-v1", -4.0, 1), ("Pendulum-v1", 0.0, -1), ("probes:Lopsided-v0", -2.17, -1)],
+)
+def test_temperature_moves_in_training(monkeypatch, env_id, log_std, direction):
+    """Pendulum has one action: H̄ = −1. A narrow policy raises α, a wide one lowers it.
+
+    The other has two, H̄ = −2; the entropy of a Gaussian of this σ near 0 is 2 · (1.42 − 2.17) = −1.5.
+    """
 
     def forward(actor, obs):
         mean, _ = actor.net(obs).chunk(2, -1)
         return mean, torch.full_like(mean, log_std)
 
     monkeypatch.setattr(sac.Actor, "forward", forward)
-    folder = sac.train(tiny(sac, alpha=0.2))
+    folder = sac.train(tiny(sac, env_id=env_id, alpha=0.2, policy_lr=0.0))
     alphas = [row["alpha"] for row in table(folder / "updates.csv")]
     assert all(direction * (b - a) > 0 for a, b in zip([0.2, *alphas], alphas))
 
@@ -757,6 +809,25 @@ def test_episodes_that_never_end(module):
 
 
 @off_policy
+def test_first_log_is_at_an_end_of_an_episode(module):
+    """However long it took to fill the buffer: a checkpoint may follow, and should fall on an end."""
+    settings = dict(total_timesteps=10_030, learning_starts=10_003, batch_size=1)
+    folder = module.train(tiny(module, env_id="probes:BoxCounter-v0", **settings))
+    assert [row["step"] for row in table(folder / "updates.csv")] == [10_010, 10_020, 10_030]
+
+
+@off_policy
+def test_environment_that_writes_into_its_observation(module):
+    """Each next_obs is the next row's obs, and none is its own row's: nothing has changed later."""
+    settings = dict(total_timesteps=100, learning_starts=60, env_id="probes:BoxReuse-v0")
+    buffer = state_of(module.train(tiny(module, **settings)))["buffer"]
+    obs, next_obs = buffer["observations"][:, 0], buffer["next_observations"][:, 0]
+    torch.testing.assert_close(next_obs, obs + 1)
+    ends = torch.arange(1, 101) % 10 == 0
+    assert torch.equal(obs[1:] == next_obs[:-1], ~ends[:-1])
+
+
+@off_policy
 def test_updates_from_the_first_step(module):
     module.train(tiny(module, total_timesteps=60, learning_starts=0))
 
@@ -772,6 +843,11 @@ def test_alpha_of_zero():
     """No bonus at all: the ablation."""
     folder = sac.train(tiny(sac, alpha=0.0, autotune=False, total_timesteps=200))
     assert table(folder / "updates.csv")[-1]["alpha"] < 1e-20
+
+
+def test_alpha_of_zero_that_should_move():
+    with pytest.raises(ValueError, match="alpha is 0, from where it cannot move"):
+        sac.train(tiny(sac, alpha=0.0))
 
 
 def test_fixed_alpha_of_a_resumed_run():

@@ -303,6 +303,25 @@ def test_cleanrl_command_line(tmp_path, monkeypatch):
     assert list(folder.glob("wandb/offline-run-*/*.wandb"))
 
 
+@pytest.mark.parametrize("script", EPISODIC)
+def test_environment_that_writes_into_its_observation(script, monkeypatch):
+    """The episode keeps what was observed, though the environment has written over its array."""
+    module, episodes = importlib.import_module(script), []
+    play = module.play_episode
+
+    def spy(*args):
+        episode = play(*args)
+        episodes.append(episode)
+        return episode
+
+    monkeypatch.setattr(module, "play_episode", spy)
+    settings = TINY[script] | dict(total_timesteps=60, batch_size=20)
+    module.train(module.Args(env_id="probes:Reuse-v0", **settings))
+    assert len(episodes) == 6
+    for observations, *_ in episodes:
+        assert (observations.diff(dim=0) == 1).all() and observations.shape == (10, 1)
+
+
 def test_ablations_still_fit(monkeypatch):
     """Each variant of benchmarks/ablations.py changes ppo.py, and leaves a program or an argument."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
