@@ -40,7 +40,7 @@ Not in the text [impl]
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
     Â in units of the same standard deviation                           tianshou, examples/mujoco
-    RMSprop; step size lowered to 0                                     OpenAI Baselines, a2c
+    RMSprop, its average corrected as Adam's; step size lowered to 0    OpenAI Baselines, a2c
     the gradient's norm limited, to less than most gradients have: all batches weigh the same
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
@@ -48,7 +48,7 @@ Not in the text [impl]
 
 Changed from reinforce_baseline.py
     n_step_advantages takes the place of G − b: the critic bootstraps, so unfinished episodes count;
-    N environments; one RMSprop follows one objective for θ and w, with the entropy bonus.
+    N environments; one optimizer follows one objective for θ and w, with the entropy bonus.
 
 Run
     python a2c.py --env-id HalfCheetah-v4
@@ -111,7 +111,7 @@ class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
-    learning_rate: float = 3e-3  # step size of RMSprop
+    learning_rate: float = 3e-3  # step size of the optimizer
     num_envs: int = 32  # N, environments [AC-07b]
     num_steps: int = 32  # T, steps in each environment per rollout [AC-07a]
     anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
@@ -427,7 +427,10 @@ def train(args: Args) -> Path:
     actor = Actor(observation_space, action_space).to(device)
     critic = Critic(observation_space).to(device)
     parameters = [*actor.parameters(), *critic.parameters()]
-    optimizer = torch.optim.RMSprop(parameters, args.learning_rate, eps=1e-5, foreach=True)
+    # [impl] Without momentum it is RMSprop, but for Adam's correction of the average: that starts
+    # at 0, so that RMSprop's first steps are ten times as long as later ones; they may decide a run.
+    settings = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(parameters, args.learning_rate, **settings)
 
     def update(*batch: Tensor) -> Tensor:
         """A step down −L, the gradient limited to its greatest norm; returns what is logged."""
@@ -682,22 +685,21 @@ def compiled(
     return call
 
 
-def make_traceable(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Gives Adam or RMSprop a step that does not break torch.compile's graph, as PyTorch's does.
+def make_traceable(optimizer: torch.optim.Adam) -> Tensor:
+    """Gives Adam a step that does not break torch.compile's graph, as PyTorch's own does.
 
     The same formulas on the same state: a checkpoint fits either. Returns the step size as the
     tensor that the graph reads: a number would be compiled in.
 
     Raises:
-        TypeError: for another optimizer, or an option of these that is not written out here.
+        TypeError: for another optimizer, or an option of Adam that is not written out here.
     """
     (group,) = optimizer.param_groups
-    adam = type(optimizer) is torch.optim.Adam
-    others = "weight_decay", "amsgrad", "maximize", "momentum", "centered"
-    if not adam and type(optimizer) is not torch.optim.RMSprop or any(map(group.get, others)):
-        raise TypeError(f"compile serves plain Adam and RMSprop, not {optimizer}; leave it out")
-    beta1, beta2 = group["betas"] if adam else (0.0, group["alpha"])
-    names = ("exp_avg", "exp_avg_sq") if adam else ("square_avg",)
+    others = "weight_decay", "amsgrad", "maximize"
+    if type(optimizer) is not torch.optim.Adam or any(map(group.get, others)):
+        raise TypeError(f"compile serves plain Adam, not {optimizer}; leave it out")
+    beta1, beta2 = group["betas"]
+    names = "exp_avg", "exp_avg_sq"
     parameters, states = group["params"], optimizer.state
     for parameter in parameters:
         if not states[parameter]:  # none yet
@@ -713,15 +715,11 @@ def make_traceable(optimizer: torch.optim.Optimizer) -> Tensor:
             count.add_(1)
         count = steps[0].double()  # in float32 1 − β₂^t would lose digits
         correction1, correction2 = (1 - beta1**count).float(), (1 - beta2**count).float()
-        for parameter, (*first, second) in zip(parameters, averages):
-            gradient = parameter.grad
-            second.lerp_(gradient**2, 1 - beta2)
-            if adam:
-                first[0].lerp_(gradient, 1 - beta1)
-                scale = (second / correction2).sqrt() + group["eps"]
-                parameter.sub_(step_size * (first[0] / correction1) / scale)
-            else:
-                parameter.sub_(step_size * gradient / (second.sqrt() + group["eps"]))
+        for parameter, (first, second) in zip(parameters, averages):
+            first.lerp_(parameter.grad, 1 - beta1)
+            second.lerp_(parameter.grad**2, 1 - beta2)
+            scale = (second / correction2).sqrt() + group["eps"]
+            parameter.sub_(step_size * (first / correction1) / scale)
 
     def zero_grad() -> None:
         for parameter in parameters:

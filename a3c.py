@@ -35,7 +35,7 @@ A2C waits for all workers instead, and averages.
 
 Not in the text [impl]
     a lock around pull and push, so that no gradient is lost; the paper has none
-    one RMSprop for all, with shared averages                           Mnih 2016, section 4
+    one RMSprop for all, with shared averages, corrected as Adam's      Mnih 2016, section 4
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
     Â in units of the same standard deviation                           tianshou, examples/mujoco
@@ -114,7 +114,7 @@ class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
-    learning_rate: float = 2e-3  # step size of RMSprop
+    learning_rate: float = 2e-3  # step size of the optimizer
     num_workers: int = 2  # processes, each with one environment [AC-07c]
     num_steps: int = 32  # T, steps of a worker between pull and push [AC-07a]
     anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
@@ -400,14 +400,15 @@ class Shared:
     All tensors lie in memory that every process sees. Pull and push hold the lock.
     """
 
-    def __init__(self, actor: Actor, critic: Critic, optimizer: torch.optim.RMSprop) -> None:
+    def __init__(self, actor: Actor, critic: Critic, optimizer: torch.optim.Adam) -> None:
         self.actor, self.critic = actor.share_memory(), critic.share_memory()
         self.optimizer = optimizer
         for parameter in parameters_of(actor, critic):
             state = optimizer.state[parameter]
             if not state:  # none yet; made by the first step it would be one worker's own
                 state["step"] = torch.zeros(())
-                state["square_avg"] = torch.zeros_like(parameter)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
             for tensor in state.values():
                 tensor.share_memory_()
         # Steps that workers have set out to play, and steps whose gradient is in θ and w.
@@ -419,7 +420,7 @@ class Shared:
         critic.load_state_dict(self.critic.state_dict())
 
     def push(self, actor: Actor, critic: Critic, learning_rate: float) -> None:
-        """θ, w ← one step of RMSprop along the gradient that the worker's copies hold  [AC-07c]
+        """θ, w ← one step of the optimizer along the gradient that the worker's copies hold  [AC-07c]
 
         The copies' gradient is cleared here: the optimizer knows only the shared parameters.
         """
@@ -560,7 +561,10 @@ def train(args: Args) -> Path:
     actor, critic = Actor(env.observation_space, env.action_space), Critic(env.observation_space)
     env.close()
     parameters = parameters_of(actor, critic)
-    optimizer = torch.optim.RMSprop(parameters, args.learning_rate, eps=1e-5, foreach=True)
+    # [impl] Without momentum it is RMSprop, but for Adam's correction of the average: that starts
+    # at 0, so that RMSprop's first steps are ten times as long as later ones; they may decide a run.
+    settings = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(parameters, args.learning_rate, **settings)
     run = Run(args, actor=actor, critic=critic, optimizer=optimizer)
     shared = Shared(actor, critic, optimizer)
     shared.claimed += run.step

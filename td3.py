@@ -481,22 +481,21 @@ def compiled(
     return call
 
 
-def make_traceable(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Gives Adam or RMSprop a step that does not break torch.compile's graph, as PyTorch's does.
+def make_traceable(optimizer: torch.optim.Adam) -> Tensor:
+    """Gives Adam a step that does not break torch.compile's graph, as PyTorch's own does.
 
     The same formulas on the same state: a checkpoint fits either. Returns the step size as the
     tensor that the graph reads: a number would be compiled in.
 
     Raises:
-        TypeError: for another optimizer, or an option of these that is not written out here.
+        TypeError: for another optimizer, or an option of Adam that is not written out here.
     """
     (group,) = optimizer.param_groups
-    adam = type(optimizer) is torch.optim.Adam
-    others = "weight_decay", "amsgrad", "maximize", "momentum", "centered"
-    if not adam and type(optimizer) is not torch.optim.RMSprop or any(map(group.get, others)):
-        raise TypeError(f"compile serves plain Adam and RMSprop, not {optimizer}; leave it out")
-    beta1, beta2 = group["betas"] if adam else (0.0, group["alpha"])
-    names = ("exp_avg", "exp_avg_sq") if adam else ("square_avg",)
+    others = "weight_decay", "amsgrad", "maximize"
+    if type(optimizer) is not torch.optim.Adam or any(map(group.get, others)):
+        raise TypeError(f"compile serves plain Adam, not {optimizer}; leave it out")
+    beta1, beta2 = group["betas"]
+    names = "exp_avg", "exp_avg_sq"
     parameters, states = group["params"], optimizer.state
     for parameter in parameters:
         if not states[parameter]:  # none yet
@@ -512,15 +511,11 @@ def make_traceable(optimizer: torch.optim.Optimizer) -> Tensor:
             count.add_(1)
         count = steps[0].double()  # in float32 1 − β₂^t would lose digits
         correction1, correction2 = (1 - beta1**count).float(), (1 - beta2**count).float()
-        for parameter, (*first, second) in zip(parameters, averages):
-            gradient = parameter.grad
-            second.lerp_(gradient**2, 1 - beta2)
-            if adam:
-                first[0].lerp_(gradient, 1 - beta1)
-                scale = (second / correction2).sqrt() + group["eps"]
-                parameter.sub_(step_size * (first[0] / correction1) / scale)
-            else:
-                parameter.sub_(step_size * gradient / (second.sqrt() + group["eps"]))
+        for parameter, (first, second) in zip(parameters, averages):
+            first.lerp_(parameter.grad, 1 - beta1)
+            second.lerp_(parameter.grad**2, 1 - beta2)
+            scale = (second / correction2).sqrt() + group["eps"]
+            parameter.sub_(step_size * (first / correction1) / scale)
 
     def zero_grad() -> None:
         for parameter in parameters:

@@ -17,6 +17,9 @@ import a3c
 SETTINGS = TINY["a3c"] | dict(eval_episodes=0)
 
 
+OPTIMIZER = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
+
+
 class Pipe(list):
     send = list.append
 
@@ -30,7 +33,7 @@ def one_worker(args: a3c.Args) -> tuple[a3c.Shared, Pipe]:
         a3c.Critic(env.observation_space),
     )
     parameters = a3c.parameters_of(actor, critic)
-    optimizer = torch.optim.RMSprop(parameters, args.learning_rate, eps=1e-5, foreach=True)
+    optimizer = torch.optim.Adam(parameters, args.learning_rate, **OPTIMIZER)
     shared, pipe = a3c.Shared(actor, critic, optimizer), Pipe()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     a3c.work(args, 10**6 * args.seed, shared, threading.Lock(), threading.Event(), pipe)
@@ -49,13 +52,13 @@ def networks(seed: int) -> tuple[a3c.Actor, a3c.Critic]:
 
 
 def test_push_is_one_step_of_the_shared_optimizer():
-    """θ moves by RMSprop's step along the worker's own gradient, though θ' is another point by then.
+    """θ moves by one step along the worker's own gradient, though θ' is another point by then.
 
-    RMSprop worked out here in float64: v ← 0.99 v + 0.01 g², θ ← θ − lr g / (√v + ε).
+    Worked out here in float64: v ← 0.99 v + 0.01 g², θ ← θ − lr g / (√(v / (1 − 0.99^t)) + ε).
     """
     actor, critic = networks(0)
     parameters = a3c.parameters_of(actor, critic)
-    shared = a3c.Shared(actor, critic, torch.optim.RMSprop(parameters, 1.0, eps=1e-5))
+    shared = a3c.Shared(actor, critic, torch.optim.Adam(parameters, 1.0, **OPTIMIZER))
     theta = [parameter.detach().double() for parameter in parameters]
     v = [torch.zeros_like(x) for x in theta]
     workers = [networks(seed) for seed in (1, 2)]  # θ' of two workers, neither equal to θ
@@ -70,7 +73,8 @@ def test_push_is_one_step_of_the_shared_optimizer():
         for i, gradient in enumerate(gradients):
             g = gradient.double()
             v[i] = 0.99 * v[i] + 0.01 * g**2
-            theta[i] = theta[i] - learning_rate * g / (v[i].sqrt() + 1e-5)
+            root = (v[i] / (1 - 0.99 ** (push + 1))).sqrt()
+            theta[i] = theta[i] - learning_rate * g / (root + 1e-5)
             torch.testing.assert_close(parameters[i].double(), theta[i], rtol=1e-5, atol=1e-6)
             assert parameters[i].grad is None and own_parameters[i].grad is None  # trap 19
             assert torch.equal(own_parameters[i], before[i])  # only pull moves θ'
@@ -78,7 +82,7 @@ def test_push_is_one_step_of_the_shared_optimizer():
 
 def test_pull_copies_parameters_and_statistics():
     actor, critic = networks(0)
-    shared = a3c.Shared(actor, critic, torch.optim.RMSprop(a3c.parameters_of(actor, critic), 1.0))
+    shared = a3c.Shared(actor, critic, torch.optim.Adam(a3c.parameters_of(actor, critic), 1.0))
     critic.return_norm.update(torch.randn(5) + 3)
     own = networks(1)
     shared.pull(*own)
@@ -91,7 +95,7 @@ def test_pull_copies_parameters_and_statistics():
 def test_all_is_in_shared_memory():
     """Parameters, statistics and the optimizer's averages: else each worker would have its own."""
     actor, critic = networks(0)
-    optimizer = torch.optim.RMSprop(a3c.parameters_of(actor, critic), 1.0)
+    optimizer = torch.optim.Adam(a3c.parameters_of(actor, critic), 1.0)
     shared = a3c.Shared(actor, critic, optimizer)
     tensors = [*actor.state_dict().values(), *critic.state_dict().values(), shared.step]
     tensors += [shared.claimed, *(x for state in optimizer.state.values() for x in state.values())]
