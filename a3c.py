@@ -420,7 +420,7 @@ class Shared:
         critic.load_state_dict(self.critic.state_dict())
 
     def push(self, actor: Actor, critic: Critic, learning_rate: float) -> None:
-        """θ, w ← one step of the optimizer along the gradient that the worker's copies hold  [AC-07c]
+        """θ, w ← one step of the optimizer along the gradient of the worker's copies  [AC-07c]
 
         The copies' gradient is cleared here: the optimizer knows only the shared parameters.
         """
@@ -562,7 +562,7 @@ def train(args: Args) -> Path:
     env.close()
     parameters = parameters_of(actor, critic)
     # [impl] Without momentum it is RMSprop, but for Adam's correction of the average: that starts
-    # at 0, so that RMSprop's first steps are ten times as long as later ones; they may decide a run.
+    # at 0, so that RMSprop's first steps are ten times as long as later ones, and decide many runs.
     settings = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
     optimizer = torch.optim.Adam(parameters, args.learning_rate, **settings)
     run = Run(args, actor=actor, critic=critic, optimizer=optimizer)
