@@ -428,7 +428,7 @@ def train(args: Args) -> Path:
     critic = Critic(observation_space).to(device)
     parameters = [*actor.parameters(), *critic.parameters()]
     # [impl] Without momentum it is RMSprop, but for Adam's correction of the average: that starts
-    # at 0, so that RMSprop's first steps are ten times as long as later ones, and decide many runs.
+    # at 0, so that RMSprop's first steps are ten times as long as later ones.
     settings = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
     optimizer = torch.optim.Adam(parameters, args.learning_rate, **settings)
 
