@@ -428,7 +428,7 @@ def train(args: Args) -> Path:
     critic = Critic(observation_space).to(device)
     parameters = [*actor.parameters(), *critic.parameters()]
     # [impl] Without momentum it is RMSprop, but for Adam's correction of the average: that starts
-    # at 0, so that RMSprop's first steps are ten times as long as later ones.
+    # at 0, so that RMSprop's first step is ten times as long as it should be, the next ones less.
     settings = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
     optimizer = torch.optim.Adam(parameters, args.learning_rate, **settings)
 
@@ -458,7 +458,7 @@ def train(args: Args) -> Path:
         obs, *rollout = play(envs, obs, actor, T, run)
         count_all(run, steps=T * N)
         observations, actions, rewards, next_observations, terminations, truncations = rollout
-        everyone = of_all(observations.flatten(0, 1))  # (T·N, O), of all processes
+        everyone = of_all(observations.flatten(0, 1))  # (W·T·N, O), of all W processes
 
         # 3. Advantages Â, each with all the steps that are left.
         # The target is a constant: no gradient flows through it.

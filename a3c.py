@@ -562,7 +562,7 @@ def train(args: Args) -> Path:
     env.close()
     parameters = parameters_of(actor, critic)
     # [impl] Without momentum it is RMSprop, but for Adam's correction of the average: that starts
-    # at 0, so that RMSprop's first steps are ten times as long as later ones.
+    # at 0, so that RMSprop's first step is ten times as long as it should be, the next ones less.
     settings = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
     optimizer = torch.optim.Adam(parameters, args.learning_rate, **settings)
     run = Run(args, actor=actor, critic=critic, optimizer=optimizer)

@@ -476,7 +476,7 @@ def train(args: Args) -> Path:
         obs, *rollout = play(envs, obs, actor, T, run)
         count_all(run, steps=T * N)
         observations, actions, rewards, next_observations, terminations, truncations = rollout
-        everyone = of_all(observations.flatten(0, 1))  # (T·N, O), of all processes
+        everyone = of_all(observations.flatten(0, 1))  # (W·T·N, O), of all W processes
 
         # 3. log π_old(a|s) of all T·N actions, and V_old(s), in one batch each.
         with torch.no_grad():
