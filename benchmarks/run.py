@@ -63,6 +63,10 @@ FLAGS = {
         for script in ("ddpg", "td3", "sac")
         for env_id in ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
     },
+    **{
+        (script, "Pendulum-v1"): "--total-timesteps 20000 --learning-starts 1000"
+        for script in ("ddpg", "td3", "sac")
+    },
 }
 
 
