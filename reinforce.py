@@ -42,8 +42,7 @@ before it have short returns; without a critic nothing else can be done (a2c.py 
 Not in the text [impl]
     lines 3 to 6 for several episodes before line 7: batch_size steps and more    Duan 2016
     returns standardised over the batch: a constant baseline, and a unit   PyTorch, examples
-    (the box to the letter, but for Adam: --batch-size 1 --no-norm-returns --no-anneal-lr)
-    the policy's step size lowered linearly to 0                        tianshou, examples/mujoco
+    (the box to the letter, but for Adam: --batch-size 1 --no-norm-returns)
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
@@ -108,7 +107,6 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps, summed over all environments
     # Algorithm
     learning_rate: float = 2e-3  # α, step size of Adam [CS-4a]
-    anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
     batch_size: int = 2048  # an update waits for whole episodes of so many steps; 1: for each one
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     norm_returns: bool = True  # standardise the returns of each batch
@@ -322,9 +320,6 @@ def train(args: Args) -> Path:
     if run.step == 0:  # seeded once; a resumed run has its random generator back
         env.reset(seed=10**6 * args.seed)
     while run.step < args.total_timesteps and not run.interrupted:  # [CS-6alg]
-        remaining = 1 - run.step / args.total_timesteps if args.anneal_lr else 1.0
-        optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
-
         # 2. For each episode; [impl] several of them before θ moves.
         episodes, steps = [], 0
         while steps < args.batch_size:
@@ -362,7 +357,6 @@ def train(args: Args) -> Path:
             entropy=dist.entropy().mean().detach(),
             discounted_return=returns.mean(),  # of all steps, not only the first of each episode
             episodes=len(episodes),
-            learning_rate=args.learning_rate * remaining,
         )
     env.close()
     return run.finish(actor)
