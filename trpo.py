@@ -621,7 +621,7 @@ def prepare(args: Args, least_steps: int) -> torch.device:
     if args.cuda and not torch.cuda.is_available():
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
-        raise ValueError("this script is a single process; start it with python, not torchrun")
+        raise ValueError("torchrun would repeat the whole run in each process; use python")
     if getattr(args, "compile", False):
         try:
             torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
