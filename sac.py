@@ -36,8 +36,7 @@ a density's entropy may be negative: H̄ is, and that of a deterministic policy 
 paper of 2018 fits V as well; here, as in that of 2018b, Q alone serves, and α sets itself.
 
 Not in the text [impl]
-    uniformly random actions in the first learning_starts steps         Haarnoja 2018, code
-        (there 1,000, 10,000 for HalfCheetah and Ant)
+    uniformly random actions in the first learning_starts steps         Haarnoja 2018: 1,000, 10,000
     256-256 ReLU units                                                  Haarnoja 2018, code
     Adam: policy 3e-4, critics and temperature 1e-3 (the papers: 3e-4)  CleanRL
     log σ is clamped to [−5, 2]                                         CleanRL: by a tanh
@@ -53,6 +52,7 @@ Changed from td3.py
 
 Run
     python sac.py --env-id HalfCheetah-v4
+    200,000 steps in 35 minutes; return 7,862 (1 seed; more in benchmarks.md)
 
 References
     Haarnoja et al. 2018, Soft actor-critic, arXiv:1801.01290

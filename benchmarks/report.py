@@ -1,4 +1,5 @@
-"""Writes the tables of results/ into benchmarks.md and README.md, between their markers, and charts.
+"""Writes the tables of results/ into benchmarks.md and README.md, between their markers, the line of
+figures in each script's header, and charts.
 
     python benchmarks/report.py
 
@@ -169,6 +170,26 @@ def across() -> str:
             f"| {label(script)} | {steps:,} | {count} | **{mean:.2f}** | {low:.2f} to {high:.2f} |"
         )
     return "\n".join(lines)
+
+
+def header_line(script: str) -> str:
+    """The figures that stand below the command in a script's header: those of HalfCheetah-v4."""
+    rows = cells()[script, "HalfCheetah-v4"]
+    training = [float(row["training_return"]) for row in rows]
+    minutes = sorted(max(1, round(float(row["seconds"]) / 60)) for row in rows)
+    time = " to ".join(str(x) for x in sorted({minutes[0], minutes[-1]}))
+    unit = "minute" if time == "1" else "minutes"
+    seeds = "1 seed" if len(rows) == 1 else f"{len(rows)} seeds"
+    value = spread(training).replace("*", "")
+    steps = round(int(rows[0]["steps"]), -4)
+    return f"{steps:,} steps in {time} {unit}; return {value} ({seeds}; more in benchmarks.md)"
+
+
+def fill_header(text: str, script: str) -> str:
+    """Puts the line of figures below the first command of the header's Run, once."""
+    pattern = rf"(\nRun\n    python {script}\.py .*\n)(?:    [\d,]+ steps in .*\n)?"
+    assert len(re.findall(pattern, text)) == 1, f"{script}.py: there is no single place for figures"
+    return re.sub(pattern, lambda match: f"{match[1]}    {header_line(script)}\n", text)
 
 
 def smoothed_curves(script: str, env_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -432,6 +453,10 @@ def main() -> None:
         for name, content in contents.items():
             text = fill(text, name, content)
         (ROOT / page).write_text(text)
+    for script in OURS:
+        if (script, "HalfCheetah-v4") in cells():
+            path = ROOT / f"{script}.py"
+            path.write_text(fill_header(path.read_text(), script))
 
 
 if __name__ == "__main__":

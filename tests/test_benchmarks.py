@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SCRIPTS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import report
@@ -44,6 +44,29 @@ def test_code_hash_sees_what_a_script_does():
     same = text.replace('"""\n', 'More words.\n"""\n', 1).replace("# c₂", "# the weight c₂", 1)
     assert same != text and runner.code_hash(same) == runner.code_hash(text)
     assert runner.code_hash(text.replace("0.25", "0.5", 1)) != runner.code_hash(text)
+
+
+@pytest.mark.parametrize("script", sorted({script for script, _ in report.cells()} & set(SCRIPTS)))
+def test_header_has_the_figures_of_the_results(script):
+    """report.py has written them; a second time it finds nothing to change."""
+    text = (ROOT / f"{script}.py").read_text()
+    assert report.header_line(script) in text and report.fill_header(text, script) == text
+
+
+def test_header_line_by_hand(monkeypatch):
+    """Runs of 61 and 150 seconds with the returns 1 and 3: mean 2, standard deviation √2."""
+    rows = [
+        {"training_return": "1.0", "seconds": "61", "steps": "1000448"},
+        {"training_return": "3.0", "seconds": "150", "steps": "1000448"},
+    ]
+    monkeypatch.setattr(report, "cells", lambda: {("ppo", "HalfCheetah-v4"): rows})
+    line = "1,000,000 steps in 1 to 2 minutes; return 2 ± 1.4 (2 seeds; more in benchmarks.md)"
+    assert report.header_line("ppo") == line
+    text = "\nRun\n    python ppo.py --env-id E\n{}\nReferences\n"
+    assert report.fill_header(text.format(""), "ppo") == text.format(f"    {line}\n")
+    assert report.fill_header(text.format("    5 steps in 9\n"), "ppo") == text.format(
+        f"    {line}\n"
+    )
 
 
 @pytest.fixture
