@@ -15,9 +15,7 @@ import a2c
 import a3c
 
 SETTINGS = TINY["a3c"] | dict(eval_episodes=0)
-
-
-OPTIMIZER = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
+OPTIMIZER = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)  # as in train, which starts processes
 
 
 class Pipe(list):
@@ -46,6 +44,13 @@ def networks(seed: int) -> tuple[a3c.Actor, a3c.Critic]:
     torch.manual_seed(seed)
     env = a3c.make_env("Pendulum-v1")
     return a3c.Actor(env.observation_space, env.action_space), a3c.Critic(env.observation_space)
+
+
+def test_a2c_and_a3c_have_the_optimizer_of_these_tests():
+    line = "    settings = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)\n"
+    assert eval(line.split("=", 1)[1]) == OPTIMIZER
+    for module in (a2c, a3c):
+        assert line in Path(module.__file__).read_text()
 
 
 # ── AC-07c ────────────────────────────────────────────────────────────────────────────────────────
