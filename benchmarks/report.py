@@ -43,6 +43,19 @@ PUBLISHED = {
     ("sac", "HalfCheetah-v4"): ((6515 + 9059) // 2, "tianshou, 100k to 300k"),
     ("sac", "Hopper-v4"): ((2613 + 3388) // 2, "tianshou, 100k to 300k"),
     ("sac", "Walker2d-v4"): ((1305 + 3387) // 2, "tianshou, 100k to 300k"),
+    # Classic control: single runs, evaluated over many episodes, with settings for each environment.
+    ("a2c", "CartPole-v1"): (500, "RL Zoo"),
+    ("trpo", "CartPole-v1"): (500, "RL Zoo"),
+    ("ppo", "CartPole-v1"): (500, "RL Zoo"),
+    ("a2c", "Acrobot-v1"): (-83.4, "RL Zoo"),
+    ("trpo", "Acrobot-v1"): (-83.1, "RL Zoo, 100k"),
+    ("ppo", "Acrobot-v1"): (-73.5, "RL Zoo, 1M"),
+    ("a2c", "Pendulum-v1"): (-163, "RL Zoo"),
+    ("trpo", "Pendulum-v1"): (-175, "RL Zoo, 100k"),
+    ("ppo", "Pendulum-v1"): (-172, "RL Zoo, 100k"),
+    ("ddpg", "Pendulum-v1"): (-152, "RL Zoo"),
+    ("td3", "Pendulum-v1"): (-152, "RL Zoo"),
+    ("sac", "Pendulum-v1"): (-157, "RL Zoo"),
 }
 
 
