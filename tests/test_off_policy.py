@@ -193,6 +193,20 @@ def test_random_actions_before_the_start(module, monkeypatch):
     assert abs(np.corrcoef(actions.T)[0, 1]) < 4 / math.sqrt(3999)
 
 
+@off_policy
+def test_the_policy_plays_after_the_start(module, monkeypatch):
+    """It is asked for the action of each step but for the first learning_starts."""
+    steps, forward = [], module.Actor.forward
+
+    def spy(actor, obs):
+        steps.extend([obs] * (obs.ndim == 1))  # a batch has two dimensions
+        return forward(actor, obs)
+
+    monkeypatch.setattr(module.Actor, "forward", spy)
+    module.train(tiny(module, total_timesteps=80, learning_starts=60))
+    assert len(steps) == 20
+
+
 @DETERMINISTIC
 def test_exploration_noise(module, monkeypatch):
     """The residual a − μ(s) has the spread asked for, and is cut at the bounds."""
@@ -587,13 +601,13 @@ def test_policy_gradient_of_the_first_update(module, monkeypatch):
 @off_policy
 @torch.no_grad()
 def test_targets_follow_in_whole_updates(module, monkeypatch):
-    """After each update (in td3 each second one) target ← 0.005 network + 0.995 target."""
+    """After each update (in td3 each second one) target ← 0.3 network + 0.7 target."""
     with torch.enable_grad():
-        updates, _ = watched(module, monkeypatch)
+        updates, _ = watched(module, monkeypatch, tau=0.3)
     for i, ((before, *_), (after, *_)) in enumerate(zip(updates, updates[1:]), start=1):
         for name in [name for name in before if name.endswith("_target")]:
             source = after[name.removesuffix("_target")]
-            tau = 0.005 if module is not td3 or i % 2 == 0 else 0.0
+            tau = 0.3 if module is not td3 or i % 2 == 0 else 0.0
             parameters = (network.parameters() for network in (before[name], after[name], source))
             for old, new, now in zip(*parameters):
                 torch.testing.assert_close(new, tau * now + (1 - tau) * old, rtol=1e-5, atol=1e-7)
@@ -603,6 +617,33 @@ def test_targets_follow_in_whole_updates(module, monkeypatch):
                 torch.nn.utils.parameters_to_vector(x[name].parameters()) for x in (before, after)
             )
             assert not torch.equal(a, b), name
+
+
+@off_policy
+def test_policy_loss_of_whole_updates(module, monkeypatch):
+    """The logged one is the mean over the policy's updates since the row before."""
+    name = "soft_policy_loss" if module is sac else "deterministic_policy_loss"
+    losses, loss = [], getattr(module, name)
+
+    def spy(*args):
+        losses.append(loss(*args))
+        return losses[-1]
+
+    monkeypatch.setattr(module, name, spy)
+    settings = dict(policy_frequency=1) if module is td3 else {}
+    _, rows = watched(module, monkeypatch, **settings)
+    ends = [0, *(int(row["step"]) - 60 for row in rows)]
+    means = [torch.stack(losses[a:b]).mean().item() for a, b in zip(ends, ends[1:])]
+    assert len(losses) == 20 and max(b - a for a, b in zip(ends, ends[1:])) > 1
+    np.testing.assert_allclose([row["policy_loss"] for row in rows], means, rtol=1e-5)
+
+
+@off_policy
+def test_sizes_of_batch_and_buffer(module, monkeypatch):
+    updates, _ = watched(module, monkeypatch, batch_size=7)
+    assert {len(field) for _, batch, _ in updates for field in batch} == {7}
+    folder = module.train(tiny(module, total_timesteps=100, buffer_size=40))
+    assert len(state_of(folder)["buffer"]["rewards"]) == 40
 
 
 @off_policy

@@ -13,6 +13,7 @@ import torch
 import torch._dynamo
 import tyro
 from conftest import EPISODIC, OFF_POLICY, ROOT, SCRIPTS, TINY, probe, run, table, without_clock
+from probes import Probe
 
 import ppo
 
@@ -146,6 +147,28 @@ def test_same_seed_same_run(script):
     for name in ("updates.csv", "episodes.csv"):
         first, second, third = (without_clock(folder / name) for folder in folders)
         assert first == second != third
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "a3c"])
+def test_environments_are_seeded_once(script, monkeypatch):
+    """Each by a number of its own, before its first episode; a resumed run's, alone, not at all."""
+    module, seeds, reset = importlib.import_module(script), [], Probe.reset
+
+    def spy(env, *, seed=None, options=None):
+        seeds.append(seed)
+        return reset(env, seed=seed, options=options)
+
+    monkeypatch.setattr(Probe, "reset", spy)
+    settings = TINY[script] | dict(env_id=probe(script, "Slow"), seed=7, eval_episodes=0)
+    folder = module.train(module.Args(**settings))
+    given = [seed for seed in seeds if seed is not None]
+    several = settings.get("num_envs", 1)
+    assert given == [7 * 10**6 + n for n in range(several)] and len(seeds) > several + 3
+    if several == 1:
+        seeds.clear()
+        total = settings["total_timesteps"] + 100
+        module.train(module.Args(**settings | dict(resume=folder, total_timesteps=total)))
+        assert seeds and not any(seeds)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
