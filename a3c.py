@@ -109,7 +109,7 @@ class Args:
     wandb_project_name: str = "policy-gradients"  # W&B project
     wandb_entity: str | None = None  # W&B user or team
     capture_video: bool = False  # record the evaluation episodes as MP4 files
-    eval_episodes: int = 10  # episodes of the deterministic evaluation after training
+    eval_episodes: int = 10  # episodes of the deterministic evaluation, 100,000 steps at most each
     checkpoint_every: int = 100_000  # environment steps between two checkpoints
     resume: Path | None = None  # go on with the run in this folder; flags given override its own
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
@@ -452,10 +452,13 @@ class Report:
             raise FloatingPointError(*broken)
 
 
+STOPS = signal.SIGINT, signal.SIGTERM
+
+
 def work(args: Args, seed: int, shared: Shared, lock: Lock, stop: Event, pipe: Connection) -> None:
     """A worker: pulls, plays and pushes until all steps are taken; reports each push."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one acts
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in STOPS:  # they may reach all processes; the main one acts
+        signal.signal(number, signal.SIG_IGN)
     if main := mp.parent_process():  # should it be killed, the lock could stay locked for ever
         threading.Thread(target=lambda: (main.join(), os._exit(1)), daemon=True).start()
     try:
@@ -500,7 +503,7 @@ def work(args: Args, seed: int, shared: Shared, lock: Lock, stop: Event, pipe: C
             parameters = parameters_of(actor, critic)
             grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=False)
             names = "policy_loss", "value_loss", "entropy", "grad_norm"
-            metrics = dict(zip(names, (float(number) for number in (*terms, grad_norm))))
+            metrics = dict(zip(names, torch.stack((*terms, grad_norm)).tolist()))
             metrics["explained_variance"] = float(explained_variance(values, targets))
 
             # 6. Push: a step from the shared θ, w. [impl] The shared statistics move with it.
@@ -573,6 +576,9 @@ def train(args: Args) -> Path:
     context = mp.get_context("spawn")
     lock, stop = context.Lock(), context.Event()
     pipes, workers = [], []
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    if can_block:  # the workers inherit it, so that no signal finds them before `work` does
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     for rank in range(args.num_workers if run.step < args.total_timesteps else 0):
         pipe, workers_end = context.Pipe(duplex=False)
         # 10⁶·seed + step + rank: no other run, worker or resumption plays the same episodes.
@@ -582,6 +588,8 @@ def train(args: Args) -> Path:
         workers[-1].start()
         workers_end.close()  # so that the worker's end is the only one: its death is seen here
         pipes.append(pipe)
+    if can_block:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     # The workers do steps 2 to 6; here their reports are logged, and the run is saved.
     whole = True  # whether θ and w are as a worker's push has left them

@@ -99,7 +99,7 @@ class Args:
     wandb_project_name: str = "policy-gradients"  # W&B project
     wandb_entity: str | None = None  # W&B user or team
     capture_video: bool = False  # record the evaluation episodes as MP4 files
-    eval_episodes: int = 10  # episodes of the deterministic evaluation after training
+    eval_episodes: int = 10  # episodes of the deterministic evaluation, 100,000 steps at most each
     checkpoint_every: int = 100_000  # environment steps between two checkpoints
     resume: Path | None = None  # go on with the run in this folder; flags given override its own
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
@@ -111,7 +111,7 @@ class Args:
     anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     gae_lambda: float = 0.95  # λ, decay of the weights of later TD errors [X-GAE]
-    num_minibatches: int = 32  # minibatches that each epoch is cut into
+    num_minibatches: int = 32  # minibatches that each epoch is cut into, here of 64 samples
     update_epochs: int = 10  # K, epochs over each rollout [AC-09d]
     norm_adv: bool = True  # standardise the advantages of each minibatch
     clip_coef: float = 0.2  # ε, the ratio is clipped to 1 ± ε [AC-09b]

@@ -104,7 +104,7 @@ class Args:
     wandb_project_name: str = "policy-gradients"  # W&B project
     wandb_entity: str | None = None  # W&B user or team
     capture_video: bool = False  # record the evaluation episodes as MP4 files
-    eval_episodes: int = 10  # episodes of the deterministic evaluation after training
+    eval_episodes: int = 10  # episodes of the deterministic evaluation, 100,000 steps at most each
     checkpoint_every: int = 100_000  # environment steps between two checkpoints
     resume: Path | None = None  # go on with the run in this folder; flags given override its own
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id

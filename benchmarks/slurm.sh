@@ -1,7 +1,7 @@
 #!/bin/sh
 # A Slurm array: one job for each line of a file that `benchmarks/run.py ... --print` has written.
 #
-#     python benchmarks/run.py --scripts ppo trpo --seeds 1 2 3 --print > jobs.txt
+#     python benchmarks/run.py --scripts ppo trpo --seeds 101 102 103 --print > jobs.txt
 #     sbatch --array=1-$(wc -l < jobs.txt)%50 benchmarks/slurm.sh jobs.txt    # at most 50 at a time
 #
 # Submit it in the folder of this project, with the virtual environment active, on a file system that

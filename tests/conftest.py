@@ -86,7 +86,9 @@ def run(script: str, *words: str, cwd: Path, **settings) -> subprocess.Completed
     )
 
 
-def start(script: str, *words: str, cwd: Path, **settings) -> subprocess.Popen:
+def start(
+    script: str, *words: str, cwd: Path, start_new_session: bool = False, **settings
+) -> subprocess.Popen:
     """Starts a script's command line and leaves it running."""
     command = [sys.executable, str(ROOT / f"{script}.py"), *words, *flags(settings)]
     return subprocess.Popen(
@@ -96,6 +98,7 @@ def start(script: str, *words: str, cwd: Path, **settings) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=start_new_session,
     )
 
 

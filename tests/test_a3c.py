@@ -258,6 +258,35 @@ def test_no_worker_stays(tmp_path, number):
         assert saved == table(folder / "updates.csv")[-1]["step"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
+def test_signal_to_all_processes(tmp_path, number, early):
+    """As Ctrl-C in a terminal, or a cluster's end of the job: only the main process acts on it,
+    even while the workers still import their packages."""
+    settings = SETTINGS | dict(total_timesteps=100_000)
+    process = start(
+        "a3c", env_id=probe("a3c", "Slow"), cwd=tmp_path, start_new_session=True, **settings
+    )
+    if early:
+        deadline = time.time() + 60
+        while len(workers := children(process.pid)) < 2 and time.time() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)  # the signals are let through when both workers have been started
+    else:
+        under_way(tmp_path, process)
+        workers = children(process.pid)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Stopped and saved" in output, output
+    assert "Traceback" not in output and "terminate called" not in output
+    assert len(workers) == 2 and ends(workers)
+    total = int(output.split("saved at step ")[1].split(".")[0]) + 32
+    words = "--resume", str(only_folder(tmp_path)), "--total-timesteps", str(total)
+    done = run("a3c", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_failure_in_a_worker_is_told_with_its_traceback(tmp_path):
     env_id = "probes:Raises-v0"
     with pytest.raises(

@@ -239,7 +239,7 @@ def test_actors_serve_the_box(module):
     torch.nn.init.constant_(actor.net[-1].bias, -50.0)
     np.testing.assert_array_equal(actor.mode(torch.zeros(1, 3))[0], low)
     for wrong in (gym.spaces.Discrete(3), gym.spaces.Box(-np.inf, np.inf, (1,))):
-        with pytest.raises(ValueError, match="reinforce.py, a2c.py, trpo.py, ppo.py"):
+        with pytest.raises(ValueError, match="on-policy scripts .such as ppo.py. serve Discrete"):
             module.Actor(OBS, wrong)
 
 

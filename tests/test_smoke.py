@@ -399,7 +399,7 @@ def test_readme_example():
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     assert "total_timesteps=100_000" in code
     names = {}
-    exec(code.replace("total_timesteps=100_000", "total_timesteps=256"), names)
+    exec(code.replace("total_timesteps=100_000", "total_timesteps=2_048"), names)
     assert names["env"].action_space.contains(names["action"])
 
 
