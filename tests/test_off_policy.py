@@ -210,17 +210,40 @@ def test_the_policy_plays_after_the_start(module, monkeypatch):
 @DETERMINISTIC
 def test_exploration_noise(module, monkeypatch):
     """The residual a − μ(s) has the spread asked for, and is cut at the bounds."""
-    mean = torch.tensor([0.0, 0.9])
+    mean = torch.tensor([0.0, 0.8])
     monkeypatch.setattr(module.Actor, "forward", lambda _, obs: mean.expand(*obs.shape[:-1], 2))
     monkeypatch.setattr(module, "deterministic_policy_loss", no_policy_loss)
-    settings = dict(total_timesteps=2001, learning_starts=1, batch_size=1, exploration_noise=0.1)
+    settings = dict(total_timesteps=2001, learning_starts=1, batch_size=1, exploration_noise=0.2)
     _, actions, *_ = stored(module, monkeypatch, "probes:Lopsided-v0", **settings, **frozen(module))
     first, second = actions[1:, 0], actions[1:, 1]  # AC-10b
-    assert abs(first.mean()) < 4 * 0.1 / math.sqrt(2000)
-    assert abs(first.std() - 0.1) < 4 * 0.1 / math.sqrt(4000)
+    assert abs(first.mean()) < 4 * 0.2 / math.sqrt(2000)
+    assert abs(first.std() - 0.2) < 4 * 0.2 / math.sqrt(4000)
     assert abs(np.corrcoef(first, second)[0, 1]) < 4 / math.sqrt(2000)  # drawn per dimension
-    # P(0.9 + 0.1 z > 1) = P(z > 1) = 0.1587
+    # P(0.8 + 0.2 z > 1) = P(z > 1) = 0.1587
     assert abs((second == 1).mean() - 0.1587) < 4 * math.sqrt(0.1587 * 0.8413 / 2000)
+
+
+def test_sac_plays_samples(monkeypatch):
+    """artanh of the actions is Gaussian with the network's μ and σ: no noise besides, no mode."""
+
+    def forward(_, obs):
+        return torch.full((*obs.shape[:-1], 2), 0.4), torch.full((*obs.shape[:-1], 2), -1.0)
+
+    monkeypatch.setattr(sac.Actor, "forward", forward)
+    monkeypatch.setattr(sac, "soft_policy_loss", lambda *_: no_policy_loss(actors[0], None, None))
+    actors, init = [], sac.Actor.__init__
+
+    def spy(actor, *spaces):
+        init(actor, *spaces)
+        actors.append(actor)
+
+    monkeypatch.setattr(sac.Actor, "__init__", spy)
+    settings = dict(total_timesteps=2001, learning_starts=1, batch_size=1)
+    _, actions, *_ = stored(sac, monkeypatch, "probes:Lopsided-v0", **settings, **frozen(sac))
+    u = np.arctanh(actions[1:])
+    sigma = math.exp(-1)
+    assert np.abs(u.mean(0) - 0.4).max() < 4 * sigma / math.sqrt(2000)
+    assert np.abs(u.std(0) - sigma).max() < 4 * sigma / math.sqrt(4000)
 
 
 def no_policy_loss(actor, critic, observations):
@@ -534,8 +557,10 @@ def q(network, obs, action):
 @torch.no_grad()
 def test_critic_loss_of_whole_updates(module, monkeypatch):
     """The logged loss is Σ_i mean (Q_i(s, a) − y)², with y put together from the target networks."""
-    # With so large a rate α has changed much by the end: the target must use the present one.
-    settings = dict(policy_noise=0.0) if module is td3 else dict(q_lr=0.05) if module is sac else {}
+    # With so large a rate α and the critics change much: the target must use the present α, and not
+    # the present critics.
+    rate = dict(q_lr=0.05) if module is sac else dict(learning_rate=0.05)
+    settings = rate | (dict(policy_noise=0.0) if module is td3 else {})
     with torch.enable_grad():
         updates, rows = watched(module, monkeypatch, **settings)
     losses = []
@@ -559,7 +584,7 @@ def test_critic_loss_of_whole_updates(module, monkeypatch):
     ends = [int(step) - 60 for step in steps]
     means = [np.mean(losses[a:b]) for a, b in zip(ends, ends[1:])]
     assert len(means) >= 3
-    np.testing.assert_allclose(logged, means, rtol=2e-3)
+    np.testing.assert_allclose(logged, means, rtol=1e-5)
 
 
 @off_policy
@@ -623,21 +648,30 @@ def test_targets_follow_in_whole_updates(module, monkeypatch):
 
 @off_policy
 def test_policy_loss_of_whole_updates(module, monkeypatch):
-    """The logged one is the mean over the policy's updates since the row before."""
+    """The logged ones are means over the policy's updates since the row before; sac's α is the
+    present one, and its entropy −E[log π]."""
     name = "soft_policy_loss" if module is sac else "deterministic_policy_loss"
-    losses, loss = [], getattr(module, name)
+    calls, loss = [], getattr(module, name)
 
     def spy(*args):
-        losses.append(loss(*args))
-        return losses[-1]
+        calls.append((args, loss(*args)))
+        return calls[-1][1]
 
     monkeypatch.setattr(module, name, spy)
-    settings = dict(policy_frequency=1) if module is td3 else {}
-    _, rows = watched(module, monkeypatch, **settings)
+    settings = {td3: dict(policy_frequency=1), sac: dict(q_lr=0.05)}.get(module, {})
+    updates, rows = watched(module, monkeypatch, **settings)
+    columns = {"policy_loss": [value.item() for _, value in calls]}
+    if module is sac:
+        columns["alpha"] = [nets["temperature"].log_alpha.exp().item() for nets, *_ in updates]
+        columns["entropy"] = [-log_probs.mean().item() for (log_probs, *_), _ in calls]
+        given = [float(alpha) for (*_, alpha), _ in calls]
+        np.testing.assert_allclose(given, columns["alpha"], rtol=1e-6)
+        assert len(set(given)) == 20
     ends = [0, *(int(row["step"]) - 60 for row in rows)]
-    means = [torch.stack(losses[a:b]).mean().item() for a, b in zip(ends, ends[1:])]
-    assert len(losses) == 20 and max(b - a for a, b in zip(ends, ends[1:])) > 1
-    np.testing.assert_allclose([row["policy_loss"] for row in rows], means, rtol=1e-5)
+    assert ends[-1] == 20 and len(ends) < 20
+    for column, values in columns.items():
+        means = [np.mean(values[a:b]) for a, b in zip(ends, ends[1:])]
+        np.testing.assert_allclose([row[column] for row in rows], means, rtol=1e-5)
 
 
 @off_policy

@@ -149,6 +149,18 @@ def test_same_seed_same_run(script):
         assert first == second != third
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_returns_and_lengths_are_logged(script):
+    """An episode of one step that pays 7."""
+    module = importlib.import_module(script)
+    settings = TINY[script] | dict(env_id=probe(script, "OneStep"), eval_episodes=2)
+    folder = module.train(module.Args(**settings))
+    episodes = table(folder / "episodes.csv")
+    assert {(row["return"], row["length"]) for row in episodes} == {(7, 1)}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["evaluation_returns"] == [7, 7] and summary["training_return"] == 7
+
+
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script != "a3c"])
 def test_environments_are_seeded_once(script, monkeypatch):
     """Each by a number of its own, before its first episode; a resumed run's, alone, not at all."""
