@@ -59,6 +59,7 @@ References
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -733,12 +734,13 @@ class Run:
         env_id = stored_args(self.folder)["env_id"]
         if env_id != self.args.env_id:
             raise ValueError(f"{self.folder} is a run on {env_id}, env_id is {self.args.env_id}")
-        checkpoint = torch.load(
-            self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
-        )
+        # Mapped, not read: a replay buffer is then in memory once, not twice.
+        path = self.folder / "checkpoint.pt"
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         for name, part in self.state.items():
             saved = checkpoint["state"][name]
             if isinstance(part, torch.optim.Optimizer):  # its moments; the step size is args' own
+                saved = copy.deepcopy(saved)  # an optimizer would keep hold of the mapped file
                 saved["param_groups"] = part.state_dict()["param_groups"]
             part.load_state_dict(saved)
         python_state, numpy_state, torch_state = checkpoint["random"]

@@ -36,8 +36,8 @@ a density's entropy may be negative: H̄ is, and that of a deterministic policy 
 paper of 2018 fits V as well; here, as in that of 2018b, Q alone serves, and α sets itself.
 
 Not in the text [impl]
-    uniformly random actions in the first learning_starts steps         Haarnoja 2018: 1,000, 10,000
-    256-256 ReLU units                                                  Haarnoja 2018, code
+    uniformly random actions at first (there 1,000 or 10,000 steps)     Haarnoja 2018, code
+    256-256 ReLU units                                                  Haarnoja 2018, appendix D
     Adam: policy 3e-4, critics and temperature 1e-3 (the papers: 3e-4)  CleanRL
     log σ is clamped to [−5, 2]                                         CleanRL: by a tanh
     step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
@@ -47,8 +47,8 @@ Not in the text [impl]
         faster (the one used here, an AMD EPYC, is none); on a GPU or with AMX it is less exact
 
 Changed from td3.py
-    the squashed Gaussian, with neither noise of its own nor a target policy; −α log π in the target
-    and in the policy's loss, with the smaller value of both critics; the temperature; no delay.
+    the squashed Gaussian takes the place of μ and its noises; −α log π in the target and in the
+    policy's loss, with the smaller of both values; the temperature; two step sizes; no delay.
 
 Run
     python sac.py --env-id HalfCheetah-v4
@@ -326,7 +326,9 @@ class ReplayBuffer:
         oldest = 0 if full else state["next"]
         self.next = (state["next"] if full else self.filled) % self.size
         for name, array in self.arrays.items():
-            array[: self.filled] = np.roll(state[name].numpy(), -oldest, axis=0)
+            rows = state[name].numpy()
+            array[: self.filled - oldest] = rows[oldest:]
+            array[self.filled - oldest : self.filled] = rows[:oldest]
 
 
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
@@ -403,7 +405,8 @@ def train(args: Args) -> Path:
     if args.compile:
         critic_update = compiled(critic_update, device, critic_optimizer)
         actor_update = compiled(actor_update, device, actor_optimizer, alpha_optimizer)
-    if not args.autotune:  # a fixed α is that of the flag, in a resumed run too
+    # In a resumed run too a fixed α is that of the flag; and from a fixed 0 it could not move.
+    if not args.autotune or temperature() < 1e-20:
         temperature.load_state_dict(Temperature(args.alpha).state_dict())
 
     if run.step == 0:  # seeded once; a resumed run has its random generator back
@@ -902,12 +905,13 @@ class Run:
         env_id = stored_args(self.folder)["env_id"]
         if env_id != self.args.env_id:
             raise ValueError(f"{self.folder} is a run on {env_id}, env_id is {self.args.env_id}")
-        checkpoint = torch.load(
-            self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
-        )
+        # Mapped, not read: a replay buffer is then in memory once, not twice.
+        path = self.folder / "checkpoint.pt"
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         for name, part in self.state.items():
             saved = checkpoint["state"][name]
             if isinstance(part, torch.optim.Optimizer):  # its moments; the step size is args' own
+                saved = copy.deepcopy(saved)  # an optimizer would keep hold of the mapped file
                 saved["param_groups"] = part.state_dict()["param_groups"]
             part.load_state_dict(saved)
         python_state, numpy_state, torch_state = checkpoint["random"]

@@ -25,7 +25,7 @@ Algorithm
     4. sample a batch of transitions from the buffer
     5. both critics: a step down (Q_w1(s, a) − y)² + (Q_w2(s, a) − y)²
     6. the policy, in every second update only: a step up Q_w1(s, μ_θ(s))
-    7. the targets θ', w1', w2' follow by the share τ, then only; back to 2
+    7. the targets θ', w1', w2' follow by the share τ, in these updates only; back to 2
 
 Where the text introduces the minimum [AC-11a] it writes the critics without primes; it is that of
 the target critics, as in its [AC-11d] and in the paper.
@@ -34,7 +34,7 @@ Not in the text [impl]
     uniformly random actions in the first learning_starts steps         Fujimoto 2018
         (there 1,000, 10,000 for HalfCheetah and Ant; 25,000 in the authors' later code)
     256-256 ReLU units, batches of 256 (in the paper 400-300 and 100)   Fujimoto 2018, later code
-    Adam 1e-3 (in that code 3e-4, which was slower here)                Fujimoto 2018
+    Adam 1e-3 (in that code 3e-4: here less return, on one seed)        Fujimoto 2018
     actions and noise in units of the half range of each dimension      after Fujimoto 2018, code
     μ'(s') + ε is clipped to the bounds                                 Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
@@ -279,7 +279,9 @@ class ReplayBuffer:
         oldest = 0 if full else state["next"]
         self.next = (state["next"] if full else self.filled) % self.size
         for name, array in self.arrays.items():
-            array[: self.filled] = np.roll(state[name].numpy(), -oldest, axis=0)
+            rows = state[name].numpy()
+            array[: self.filled - oldest] = rows[oldest:]
+            array[self.filled - oldest : self.filled] = rows[:oldest]
 
 
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
@@ -383,7 +385,7 @@ def train(args: Args) -> Path:
             if (run.step - args.learning_starts) % args.policy_frequency == 0:  # [AC-11b]
                 actor_logs.append(actor_update(batch[0]))
 
-                # 7. The targets follow by the share τ, then only.
+                # 7. The targets follow by the share τ, in these updates only.
                 polyak_update(critic1, critic1_target, args.tau)
                 polyak_update(critic2, critic2_target, args.tau)
                 polyak_update(actor, actor_target, args.tau)
@@ -841,12 +843,13 @@ class Run:
         env_id = stored_args(self.folder)["env_id"]
         if env_id != self.args.env_id:
             raise ValueError(f"{self.folder} is a run on {env_id}, env_id is {self.args.env_id}")
-        checkpoint = torch.load(
-            self.folder / "checkpoint.pt", map_location="cpu", weights_only=True
-        )
+        # Mapped, not read: a replay buffer is then in memory once, not twice.
+        path = self.folder / "checkpoint.pt"
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         for name, part in self.state.items():
             saved = checkpoint["state"][name]
             if isinstance(part, torch.optim.Optimizer):  # its moments; the step size is args' own
+                saved = copy.deepcopy(saved)  # an optimizer would keep hold of the mapped file
                 saved["param_groups"] = part.state_dict()["param_groups"]
             part.load_state_dict(saved)
         python_state, numpy_state, torch_state = checkpoint["random"]

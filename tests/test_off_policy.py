@@ -3,6 +3,7 @@
 import copy
 import importlib
 import math
+import tracemalloc
 from decimal import Decimal, getcontext
 
 import gymnasium as gym
@@ -223,6 +224,34 @@ def test_exploration_noise(module, monkeypatch):
     assert abs((second == 1).mean() - 0.1587) < 4 * math.sqrt(0.1587 * 0.8413 / 2000)
 
 
+@DETERMINISTIC
+@torch.no_grad()
+def test_the_moving_policy_plays(module, monkeypatch):
+    """And not its target, which is far behind at so large a rate; without noise to the bit."""
+    fields = []
+    add = module.ReplayBuffer.add
+
+    def spy(buffer, *transition):
+        fields.append([np.array(value) for value in transition])
+        add(buffer, *transition)
+
+    monkeypatch.setattr(module.ReplayBuffer, "add", spy)
+    settings = dict(exploration_noise=0.0, learning_rate=0.01)
+    with torch.enable_grad():
+        updates, _ = watched(module, monkeypatch, **settings)
+    apart = []
+    # The batch of update i is drawn after the step that it belongs to: step 60 + i, from 0.
+    for i, (nets, *_) in enumerate(updates):
+        obs, action, *_ = fields[60 + i]
+        played, behind = (
+            torch.tanh(nets[name].net(torch.as_tensor(obs).float()))
+            for name in ("actor", "actor_target")
+        )
+        torch.testing.assert_close(torch.as_tensor(action).float(), played)
+        apart.append((played - behind).abs().max().item())
+    assert max(apart) > 0.01
+
+
 def test_sac_plays_samples(monkeypatch):
     """artanh of the actions is Gaussian with the network's μ and σ: no noise besides, no mode."""
 
@@ -350,10 +379,10 @@ def test_target_actions_stay_within_the_bounds(monkeypatch):
     assert max(largest) == 1
 
 
-@pytest.mark.parametrize("noise, clip", [(0.0, 0.5), (0.2, 0.5), (5.0, 0.1)])
+@pytest.mark.parametrize("noise, clip", [(0.0, 0.5), (0.05, 0.5), (5.0, 0.1)])
 def test_target_action_of_td3(monkeypatch, noise, clip):
     """The target critics are asked about μ'(s') + ε: |ε| ≤ c, and none for σ = 0."""
-    asked, actors, sampled = [], [], []
+    asked, actors, sampled, residuals = [], [], [], []
     forward, forward_actor, sample = td3.Critic.forward, td3.Actor.forward, td3.ReplayBuffer.sample
 
     def spy_critic(critic, obs, action):
@@ -382,8 +411,11 @@ def test_target_action_of_td3(monkeypatch, noise, clip):
         assert first is not second and torch.equal(given1, given2)
         difference = (given1 - action).abs().max().item()
         assert difference == 0 if noise == 0 else 0 < difference <= clip + 1e-6
+        residuals.append(given1 - action)
         if noise == 5.0:  # one of 16 is at the clip, but for one chance in 10²⁸
             assert difference == pytest.approx(clip)
+    if noise == 0.05:  # 350 batches of 16
+        assert torch.cat(residuals).std().item() == pytest.approx(0.05, rel=4 / math.sqrt(2 * 5600))
 
 
 # ── The policy's gradient ─────────────────────────────────────────────────────────────────────────
@@ -838,6 +870,26 @@ def test_temperature_loss():
         assert (slope > 0) == (log_prob == 1)  # descent: down for the larger entropy
 
 
+def test_temperature_is_moved_by_the_whole_batch(monkeypatch):
+    """Adam's first average is a tenth of dJ/d log α = −α (mean log π + H̄)."""
+    averages, step, log_probs = [], torch.optim.Adam.step, []
+
+    def spy(optimizer, *args, **more):
+        step(optimizer, *args, **more)
+        (parameter, *others) = optimizer.param_groups[0]["params"]
+        if not others:
+            averages.append(optimizer.state[parameter]["exp_avg"].item())
+
+    loss = sac.soft_policy_loss
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    monkeypatch.setattr(
+        sac, "soft_policy_loss", lambda x, *rest: [log_probs.append(x.detach()), loss(x, *rest)][1]
+    )
+    sac.train(tiny(sac, total_timesteps=60, alpha=0.2))
+    assert len(log_probs[0]) == 16
+    assert averages[0] == pytest.approx(0.1 * -0.2 * (log_probs[0].mean().item() - 1), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "env_id, log_std, direction",
     [("Pendulum-v1", -4.0, 1), ("Pendulum-v1", 0.0, -1), ("probes:Lopsided-v0", -2.17, -1)],
@@ -932,3 +984,23 @@ def test_fixed_alpha_of_a_resumed_run():
     settings = dict(alpha=0.3, autotune=False, total_timesteps=800, resume=folder)
     sac.train(tiny(sac, **settings))
     assert table(folder / "updates.csv")[-1]["alpha"] == pytest.approx(0.3)
+
+
+def test_temperature_of_zero_that_may_move_in_a_resumed_run():
+    folder = sac.train(tiny(sac, alpha=0.0, autotune=False))
+    settings = dict(alpha=0.2, total_timesteps=800, resume=folder)
+    sac.train(tiny(sac, **settings))
+    alphas = [row["alpha"] for row in table(folder / "updates.csv")]
+    assert alphas[0] < 1e-20 and 0.05 < alphas[-1] < 0.8
+
+
+@off_policy
+def test_loading_a_buffer_takes_no_second_one(module):
+    """Beside the rows that were loaded and the buffer's own there is no copy."""
+    state, buffer = numbered(module, 20_000, 20_000).state_dict(), numbered(module, 20_000, 0)
+    state["next"] = 7_000
+    tracemalloc.start()
+    buffer.load_state_dict(state)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.1 * sum(array.nbytes for array in buffer.arrays.values())
