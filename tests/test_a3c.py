@@ -259,8 +259,7 @@ def test_no_worker_stays(tmp_path, number):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("early", [True, False], ids=["early", "late"])
+@pytest.mark.parametrize("number, early", [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_signal_to_all_processes(tmp_path, number, early):
     """As Ctrl-C in a terminal, or a cluster's end of the job: only the main process acts on it,
     even while the workers still import their packages."""

@@ -213,7 +213,7 @@ BAD_OF = {
 BAD_OF["reinforce_baseline"] = BAD_OF["reinforce"]
 for script in OFF_POLICY:
     BAD_OF[script] = [
-        (dict(env_id="CartPole-v1"), "reinforce.py, a2c.py, trpo.py, ppo.py"),
+        (dict(env_id="CartPole-v1"), "on-policy scripts .such as ppo.py. serve Discrete ones too"),
         (dict(total_timesteps=350), "total_timesteps is 350; the first update needs 351"),
         (dict(learning_starts=-1), "learning_starts is -1"),
         (dict(batch_size=0), "batch_size is 0"),
