@@ -453,7 +453,7 @@ class Report:
             raise FloatingPointError(*broken)
 
 
-STOPS = signal.SIGINT, signal.SIGTERM
+STOPS = signal.SIGINT, signal.SIGTERM  # Ctrl-C; a cluster's end of the job
 
 
 def work(args: Args, seed: int, shared: Shared, lock: Lock, stop: Event, pipe: Connection) -> None:
@@ -580,17 +580,19 @@ def train(args: Args) -> Path:
     can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
     if can_block:  # the workers inherit it, so that no signal finds them before `work` does
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    for rank in range(args.num_workers if run.step < args.total_timesteps else 0):
-        pipe, workers_end = context.Pipe(duplex=False)
-        # 10⁶·seed + step + rank: no other run, worker or resumption plays the same episodes.
-        seed = 10**6 * args.seed + run.step + rank
-        arguments = args, seed, shared, lock, stop, workers_end
-        workers.append(context.Process(target=work, args=arguments, daemon=True))
-        workers[-1].start()
-        workers_end.close()  # so that the worker's end is the only one: its death is seen here
-        pipes.append(pipe)
-    if can_block:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    try:
+        for rank in range(args.num_workers if run.step < args.total_timesteps else 0):
+            pipe, workers_end = context.Pipe(duplex=False)
+            # 10⁶·seed + step + rank: no other run, worker or resumption plays the same episodes.
+            seed = 10**6 * args.seed + run.step + rank
+            arguments = args, seed, shared, lock, stop, workers_end
+            workers.append(context.Process(target=work, args=arguments, daemon=True))
+            workers[-1].start()
+            workers_end.close()  # so that the worker's end is the only one: its death is seen here
+            pipes.append(pipe)
+    finally:
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     # The workers do steps 2 to 6; here their reports are logged, and the run is saved.
     whole = True  # whether θ and w are as a worker's push has left them

@@ -227,7 +227,7 @@ def test_exploration_noise(module, monkeypatch):
 @DETERMINISTIC
 @torch.no_grad()
 def test_the_moving_policy_plays(module, monkeypatch):
-    """And not its target, which is far behind at so large a rate; without noise to the bit."""
+    """And not its target, which is far behind at so large a rate."""
     fields = []
     add = module.ReplayBuffer.add
 
