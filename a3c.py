@@ -319,7 +319,7 @@ def n_step_advantages(
     for td_error, trace in zip(*(x.flip(0).numpy(force=True) for x in (errors, traces))):
         advantage = td_error + trace * advantage  # [AC-07a]
         advantages.append(advantage)
-    return torch.as_tensor(np.stack(advantages[::-1])).to(rewards)
+    return torch.as_tensor(np.stack(advantages[::-1])).to(errors)
 
 
 def actor_critic_loss(
@@ -342,6 +342,7 @@ def actor_critic_loss(
     policy_loss = policy_gradient_loss(log_probs, weights)  # [CS-10a] [CS-9g]
 
     values = critic(observations)
+    assert values.shape == targets.shape == advantages.shape
     errors = (values - targets) ** 2  # [CS-10d] [X-VF]
     value_loss = errors.mean() / critic.return_norm.std**2  # in units of the targets' std
 
@@ -494,7 +495,7 @@ def work(args: Args, seed: int, shared: Shared, lock: Lock, stop: Event, pipe: C
                 targets = advantages + values
             samples = observations, actions, advantages, targets
             samples = [tensor.flatten(0, 1) for tensor in samples]  # (T, ...)
-            # [impl] First the critic's statistics move; its steps make up for it.
+            # [impl] First the critic's statistics move; its steps correct V_w.
             critic.obs_norm.update(samples[0])
             critic.return_norm.update(samples[3])
 

@@ -9,6 +9,7 @@ Idea
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
     [X-Q]      y = r + γ (1 − terminated) Q'(s', μ'(s'))
+    [CS-10d]   L_critic = δ_t²   here (Q_w(s, a) − y)², y a constant
     [AC-10a]   ∇J(μ_θ) = E_s[∇_θ μ_θ(s) ∇_a Q(s,a)|_{a=μ_θ(s)}]
     [X-POLYAK] w' ← τ w + (1−τ) w'
     [X-REPLAY] FIFO store, uniform sample
@@ -31,12 +32,11 @@ Not in the text [impl]
     uniformly random actions in the first learning_starts steps         Fujimoto 2018
     256-256 ReLU units, rates and noise of TD3, so that td3.py differs in its three repairs only.
         Lillicrap: 400-300 with batch normalisation, the action from the second layer on, last
-        layers within ±0.003, weight decay for the critic, noise of Ornstein and Uhlenbeck; and
-        --policy-lr 1e-4 --tau 0.001 --batch-size 64
+        layers within ±0.003, weight decay 0.01 for the critic, noise of Ornstein and Uhlenbeck
+        (θ = 0.15, σ = 0.2); and --policy-lr 1e-4 --tau 0.001 --batch-size 64
     actions and noise in units of the half range of each dimension      Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
-    matrix products in float32 throughout; --matmul-precision medium is for CPUs on which it is
-        faster (the one used here, an AMD EPYC, is none); on a GPU or with AMX it is less exact
+    matrix products in float32; --matmul-precision medium is less exact on a GPU, and with AMX
 
 Run
     python ddpg.py --env-id HalfCheetah-v4
@@ -107,7 +107,7 @@ class Args:
     batch_size: int = 256  # B, transitions in each update
     learning_starts: int = 10_000  # steps with random actions, before the first update
     exploration_noise: float = 0.1  # std of the noise, in units of the half range [AC-10b]
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # see the header
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # medium: fast on some CPUs
     compile: bool = False  # compile the updates: half a minute's wait, then faster updates
 
 
@@ -132,7 +132,8 @@ class Actor(nn.Module):
         if not is_bounded_box(action_space):
             raise ValueError(
                 f"the action space is {action_space}; this script serves Box spaces of floats with "
-                "finite bounds. The on-policy scripts (such as ppo.py) serve Discrete ones too"
+                "finite bounds; reinforce.py, reinforce_baseline.py, a2c.py, a3c.py, trpo.py and "
+                "ppo.py serve Discrete ones too"
             )
         self.action_shape, outputs = action_space.shape, math.prod(action_space.shape)
         low, high = flat_bounds(action_space)
@@ -183,12 +184,12 @@ def td_target(rewards: Tensor, next_q: Tensor, terminations: Tensor, gamma: floa
 
 
 def q_loss(q_values: Tensor, target_q: Tensor) -> Tensor:
-    """The mean of (Q_w(s, a) − y)²; values and targets (B,) → scalar.
+    """L_critic = δ_t²  [CS-10d]
 
-    That is [CS-10d] for Q.
+    Here (Q_w(s, a) − y)²; values and targets, both (B,), → scalar, the mean.
     """
     assert q_values.shape == target_q.shape
-    return ((q_values - target_q) ** 2).mean()
+    return ((q_values - target_q) ** 2).mean()  # [CS-10d]
 
 
 def deterministic_policy_loss(actor: Actor, critic: Critic, observations: Tensor) -> Tensor:
@@ -374,61 +375,7 @@ def train(args: Args) -> Path:
     return run.finish(actor)
 
 
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
-
-
-def prepare(args: Args, least_steps: int) -> torch.device:
-    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
-
-    Args:
-        least_steps: without as many there is no update.
-
-    Raises:
-        ValueError: for an argument that no run can use: which one, and what is needed.
-    """
-    for field in fields(args):
-        name, number = field.name, getattr(args, field.name)
-        if number is None or not field.type.startswith(("int", "float")):
-            continue
-        whole = field.type == "int"
-        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
-        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
-        if not (least <= number <= most and math.isfinite(number)):
-            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
-        if whole and not isinstance(number, int):
-            raise ValueError(f"{name} is {number}; it must be a whole number")
-    if args.total_timesteps < least_steps:
-        raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
-        )
-    precision = getattr(args, "matmul_precision", "highest")
-    if precision not in ("highest", "high", "medium"):
-        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
-    if args.cuda and not torch.cuda.is_available():
-        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
-        raise ValueError("torchrun would repeat the whole run in each process; use python")
-    if getattr(args, "compile", False):
-        try:
-            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
-        except Exception as error:
-            raise ValueError(
-                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
-                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
-            ) from error
-    if args.track and not importlib.util.find_spec("wandb"):
-        raise ValueError("track is set, but wandb is not installed; pip install wandb")
-    if args.capture_video:  # better now than after a million steps
-        check_video(args.env_id)
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.num_threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
-        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
-    return torch.device("cuda" if args.cuda else "cpu")
+# ── Compiling: the same text in every script with --compile ───────────────────────────────────────
 
 
 def compiled(
@@ -500,6 +447,63 @@ def make_traceable(optimizer: torch.optim.Adam) -> Tensor:
 
     optimizer.step, optimizer.zero_grad = step, zero_grad
     return step_size
+
+
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+
+
+def prepare(args: Args, least_steps: int) -> torch.device:
+    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
+
+    Args:
+        least_steps: without as many there is no update.
+
+    Raises:
+        ValueError: for an argument that no run can use: which one, and what is needed.
+    """
+    for field in fields(args):
+        name, number = field.name, getattr(args, field.name)
+        if number is None or not field.type.startswith(("int", "float")):
+            continue
+        whole = field.type == "int"
+        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
+        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
+        if not (least <= number <= most and math.isfinite(number)):
+            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
+        if whole and not isinstance(number, int):
+            raise ValueError(f"{name} is {number}; it must be a whole number")
+    if args.total_timesteps < least_steps:
+        raise ValueError(
+            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
+        )
+    precision = getattr(args, "matmul_precision", "highest")
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
+    if args.cuda and not torch.cuda.is_available():
+        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
+        raise ValueError("torchrun would repeat the whole run in each process; use python")
+    if getattr(args, "compile", False):
+        try:
+            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
+        except Exception as error:
+            raise ValueError(
+                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
+                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
+            ) from error
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise ValueError("track is set, but wandb is not installed; pip install wandb")
+    if args.capture_video:  # better now than after a million steps
+        check_video(args.env_id)
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
+        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
+    return torch.device("cuda" if args.cuda else "cpu")
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

@@ -306,7 +306,7 @@ def gae(
     for td_error, trace in zip(*(x.flip(0).numpy(force=True) for x in (errors, traces))):
         advantage = td_error + trace * advantage  # [X-GAE]
         advantages.append(advantage)
-    return torch.as_tensor(np.stack(advantages[::-1])).to(rewards)
+    return torch.as_tensor(np.stack(advantages[::-1])).to(errors)
 
 
 def clipped_surrogate(
@@ -493,7 +493,7 @@ def train(args: Args) -> Path:
                 transitions = rewards, values, next_values, terminations, truncations
                 advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)
                 targets = advantages + values
-            if epoch == 0:  # [impl] First the critic's statistics move; its fit makes up for it.
+            if epoch == 0:  # [impl] First the critic's statistics move; its fit corrects V_w.
                 critic.obs_norm.update(everyone)
                 critic.return_norm.update(of_all(targets.flatten()))
 
@@ -647,61 +647,7 @@ class Follower:
         return self.folder
 
 
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
-
-
-def prepare(args: Args, least_steps: int) -> torch.device:
-    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
-
-    Args:
-        least_steps: without as many there is no update.
-
-    Raises:
-        ValueError: for an argument that no run can use: which one, and what is needed.
-    """
-    for field in fields(args):
-        name, number = field.name, getattr(args, field.name)
-        if number is None or not field.type.startswith(("int", "float")):
-            continue
-        whole = field.type == "int"
-        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
-        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
-        if not (least <= number <= most and math.isfinite(number)):
-            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
-        if whole and not isinstance(number, int):
-            raise ValueError(f"{name} is {number}; it must be a whole number")
-    if args.total_timesteps < least_steps:
-        raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
-        )
-    precision = getattr(args, "matmul_precision", "highest")
-    if precision not in ("highest", "high", "medium"):
-        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
-    if args.cuda and not torch.cuda.is_available():
-        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
-        raise ValueError("torchrun would repeat the whole run in each process; use python")
-    if getattr(args, "compile", False):
-        try:
-            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
-        except Exception as error:
-            raise ValueError(
-                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
-                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
-            ) from error
-    if args.track and not importlib.util.find_spec("wandb"):
-        raise ValueError("track is set, but wandb is not installed; pip install wandb")
-    if args.capture_video:  # better now than after a million steps
-        check_video(args.env_id)
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.num_threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
-        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
-    return torch.device("cuda" if args.cuda else "cpu")
+# ── Compiling: the same text in every script with --compile ───────────────────────────────────────
 
 
 def compiled(
@@ -773,6 +719,63 @@ def make_traceable(optimizer: torch.optim.Adam) -> Tensor:
 
     optimizer.step, optimizer.zero_grad = step, zero_grad
     return step_size
+
+
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+
+
+def prepare(args: Args, least_steps: int) -> torch.device:
+    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
+
+    Args:
+        least_steps: without as many there is no update.
+
+    Raises:
+        ValueError: for an argument that no run can use: which one, and what is needed.
+    """
+    for field in fields(args):
+        name, number = field.name, getattr(args, field.name)
+        if number is None or not field.type.startswith(("int", "float")):
+            continue
+        whole = field.type == "int"
+        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
+        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
+        if not (least <= number <= most and math.isfinite(number)):
+            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
+        if whole and not isinstance(number, int):
+            raise ValueError(f"{name} is {number}; it must be a whole number")
+    if args.total_timesteps < least_steps:
+        raise ValueError(
+            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
+        )
+    precision = getattr(args, "matmul_precision", "highest")
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
+    if args.cuda and not torch.cuda.is_available():
+        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
+        raise ValueError("torchrun would repeat the whole run in each process; use python")
+    if getattr(args, "compile", False):
+        try:
+            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
+        except Exception as error:
+            raise ValueError(
+                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
+                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
+            ) from error
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise ValueError("track is set, but wandb is not installed; pip install wandb")
+    if args.capture_video:  # better now than after a million steps
+        check_video(args.env_id)
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
+        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
+    return torch.device("cuda" if args.cuda else "cpu")
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

@@ -36,13 +36,14 @@ Algorithm [CS-6alg]
 
 Where the text leaves a choice. Line 6 drops that γ^t, and so does the code: all visits of s count
 alike, and the estimate is without bias for γ = 1 only. Line 7 is a sum in the box, a mean in
-[CS-6c]; here the mean over all steps of the batch. A time limit counts as an end, so the late steps
+[CS-6c]; here the mean over all steps of the batch: episodes differ in length, and with a sum the
+size of a step would depend on it. A time limit counts as an end, so the late steps
 before it have short returns; without a critic nothing else can be done (a2c.py has one).
 
 Not in the text [impl]
     lines 3 to 6 for several episodes before line 7: batch_size steps and more    Duan 2016
     returns standardised over the batch: a constant baseline, and a unit   PyTorch, examples
-    (the box to the letter, but for Adam: --batch-size 1 --no-norm-returns)
+    (one episode an update, raw returns: --batch-size 1 --no-norm-returns)
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco

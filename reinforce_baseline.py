@@ -16,6 +16,7 @@ Equations, in the order of the code
     [CS-9f]    A = Q − V ≈ G_t − V(s_t)
     [CS-9a]    ĝ_t = ∇log π (G_t − b(s_t))
     [CS-9g]    ∇J = E[∇log π A]
+    [CS-4a]    θ ← θ + α ∇J(θ)   here by a step of Adam
     [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = G_t
 
 Why the baseline costs no bias
@@ -23,7 +24,7 @@ Why the baseline costs no bias
     Whatever b(s) is, pushing all actions of a state by the same weight changes nothing in the mean.
     It must not depend on the action; so V_w is asked before it is fitted to that action's return.
 
-Algorithm: that of reinforce.py, with the baseline in line 6, and line 8 new
+Algorithm [CS-6alg]: that of reinforce.py, with the baseline in line 6, and line 8 new
     1. initialise the policy θ and the critic w
     2. for each episode:
     3.     sample a trajectory τ by following π_θ
@@ -35,7 +36,8 @@ Algorithm: that of reinforce.py, with the baseline in line 6, and line 8 new
 
 Not in the text [impl]
     lines 3 to 6 for several episodes before line 7: batch_size steps and more    Duan 2016
-    the weights G − b standardised over the batch                       OpenAI Spinning Up, vpg
+    the weights G − b standardised over the batch (whose mean has the action's own return in it, a
+        bias of the order 1/B)                                          OpenAI Spinning Up, vpg
     values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
@@ -405,7 +407,7 @@ def train(args: Args) -> Path:
         optimizer.step()  # [CS-4a]
         optimizer.zero_grad()
 
-        # 8. Fit V_w to the returns. [impl] First all statistics move: V_w's fit makes up for it.
+        # 8. Fit V_w to the returns. [impl] First all statistics move; the fit corrects V_w.
         actor.obs_norm.update(observations)
         critic.obs_norm.update(observations)
         critic.return_norm.update(returns)
@@ -428,61 +430,7 @@ def train(args: Args) -> Path:
     return run.finish(actor)
 
 
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
-
-
-def prepare(args: Args, least_steps: int) -> torch.device:
-    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
-
-    Args:
-        least_steps: without as many there is no update.
-
-    Raises:
-        ValueError: for an argument that no run can use: which one, and what is needed.
-    """
-    for field in fields(args):
-        name, number = field.name, getattr(args, field.name)
-        if number is None or not field.type.startswith(("int", "float")):
-            continue
-        whole = field.type == "int"
-        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
-        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
-        if not (least <= number <= most and math.isfinite(number)):
-            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
-        if whole and not isinstance(number, int):
-            raise ValueError(f"{name} is {number}; it must be a whole number")
-    if args.total_timesteps < least_steps:
-        raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
-        )
-    precision = getattr(args, "matmul_precision", "highest")
-    if precision not in ("highest", "high", "medium"):
-        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
-    if args.cuda and not torch.cuda.is_available():
-        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
-        raise ValueError("torchrun would repeat the whole run in each process; use python")
-    if getattr(args, "compile", False):
-        try:
-            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
-        except Exception as error:
-            raise ValueError(
-                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
-                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
-            ) from error
-    if args.track and not importlib.util.find_spec("wandb"):
-        raise ValueError("track is set, but wandb is not installed; pip install wandb")
-    if args.capture_video:  # better now than after a million steps
-        check_video(args.env_id)
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.num_threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
-        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
-    return torch.device("cuda" if args.cuda else "cpu")
+# ── Compiling: the same text in every script with --compile ───────────────────────────────────────
 
 
 def compiled(
@@ -554,6 +502,63 @@ def make_traceable(optimizer: torch.optim.Adam) -> Tensor:
 
     optimizer.step, optimizer.zero_grad = step, zero_grad
     return step_size
+
+
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+
+
+def prepare(args: Args, least_steps: int) -> torch.device:
+    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
+
+    Args:
+        least_steps: without as many there is no update.
+
+    Raises:
+        ValueError: for an argument that no run can use: which one, and what is needed.
+    """
+    for field in fields(args):
+        name, number = field.name, getattr(args, field.name)
+        if number is None or not field.type.startswith(("int", "float")):
+            continue
+        whole = field.type == "int"
+        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
+        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
+        if not (least <= number <= most and math.isfinite(number)):
+            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
+        if whole and not isinstance(number, int):
+            raise ValueError(f"{name} is {number}; it must be a whole number")
+    if args.total_timesteps < least_steps:
+        raise ValueError(
+            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
+        )
+    precision = getattr(args, "matmul_precision", "highest")
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
+    if args.cuda and not torch.cuda.is_available():
+        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
+        raise ValueError("torchrun would repeat the whole run in each process; use python")
+    if getattr(args, "compile", False):
+        try:
+            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
+        except Exception as error:
+            raise ValueError(
+                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
+                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
+            ) from error
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise ValueError("track is set, but wandb is not installed; pip install wandb")
+    if args.capture_video:  # better now than after a million steps
+        check_video(args.env_id)
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
+        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
+    return torch.device("cuda" if args.cuda else "cpu")
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

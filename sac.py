@@ -9,15 +9,16 @@ Idea
 Equations, in the order of the code
     [AC-12a]   J(π) = E[Σ_t γ^t (r_t + α H(π(·|s_t)))]   the objective, to be maximised
     [CS-2.1a]  z = μ + σ⊙ε, ε∼N(0,I)   z is called u from here on
-    [AC-12c]   a = tanh(μ + σ⊙ε), ε∼N(0,I)
+    [AC-12c]   a = tanh(μ + σ⊙ε), ε∼N(0,I)   μ and σ are both functions of s here
     [X-LOGP]   log π(a|s) = log N(u;μ,σ²) − Σ log(1−tanh²u)   so a = tanh u
     [AC-11a]   min(Q_w1', Q_w2')
     [X-SOFTQ]  y = r + γ (1 − terminated)(min_i Q_i'(s',a') − α log π(a'|s')), a'∼π_θ
+    [CS-10d]   L_critic = δ_t²   here (Q_w(s, a) − y)² of each critic, y a constant
     [X-JPI]    min_θ E[α log π(a|s) − min_i Q_i(s,a)]
     [X-ALPHA]  J(α) = E[−α(log π + H̄)], H̄ = −dim(A)
     [X-POLYAK] w' ← τ w + (1−τ) w'
     [X-REPLAY] FIFO store, uniform sample
-    [AC-12b]   H = −E_a[log π(a|s)]   estimated from the batch, for the log
+    [AC-12b]   H = −E_a[log π(a|s)]   estimated from the batch, for updates.csv
 
 Algorithm
     1. initialise the policy θ, the critics w1, w2, their targets w1' = w1, w2' = w2, and α
@@ -43,8 +44,7 @@ Not in the text [impl]
     step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
     actions and H̄ in units in which the bounds are −1 and +1            Haarnoja 2018b
     time limits bootstrap                                               Pardo 2018
-    matrix products in float32 throughout; --matmul-precision medium is for CPUs on which it is
-        faster (the one used here, an AMD EPYC, is none); on a GPU or with AMX it is less exact
+    matrix products in float32; --matmul-precision medium is less exact on a GPU, and with AMX
 
 Changed from td3.py
     the squashed Gaussian takes the place of μ and its noises; −α log π in the target and in the
@@ -121,7 +121,7 @@ class Args:
     policy_frequency: int = 1  # critic updates for each one of the policy and the temperature
     alpha: float = 0.2  # α, worth of a nat of entropy [AC-12a]; with autotune, at the start
     autotune: bool = True  # move α so that the entropy stays near H̄ [X-ALPHA]
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # see the header
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # medium: fast on some CPUs
     compile: bool = False  # compile the updates: half a minute's wait, then faster updates
 
 
@@ -146,7 +146,8 @@ class Actor(nn.Module):
         if not is_bounded_box(action_space):
             raise ValueError(
                 f"the action space is {action_space}; this script serves Box spaces of floats with "
-                "finite bounds. The on-policy scripts (such as ppo.py) serve Discrete ones too"
+                "finite bounds; reinforce.py, reinforce_baseline.py, a2c.py, a3c.py, trpo.py and "
+                "ppo.py serve Discrete ones too"
             )
         self.action_shape, outputs = action_space.shape, math.prod(action_space.shape)
         low, high = flat_bounds(action_space)
@@ -243,12 +244,12 @@ def td_target(
 
 
 def q_loss(q_values: Tensor, target_q: Tensor) -> Tensor:
-    """The mean of (Q_w(s, a) − y)²; values and targets (B,) → scalar.
+    """L_critic = δ_t²  [CS-10d]
 
-    That is [CS-10d] for Q.
+    Here (Q_w(s, a) − y)²; values and targets, both (B,), → scalar, the mean.
     """
     assert q_values.shape == target_q.shape
-    return ((q_values - target_q) ** 2).mean()
+    return ((q_values - target_q) ** 2).mean()  # [CS-10d]
 
 
 def soft_policy_loss(log_probs: Tensor, q1: Tensor, q2: Tensor, alpha: Tensor | float) -> Tensor:
@@ -464,61 +465,7 @@ def train(args: Args) -> Path:
     return run.finish(actor)
 
 
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
-
-
-def prepare(args: Args, least_steps: int) -> torch.device:
-    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
-
-    Args:
-        least_steps: without as many there is no update.
-
-    Raises:
-        ValueError: for an argument that no run can use: which one, and what is needed.
-    """
-    for field in fields(args):
-        name, number = field.name, getattr(args, field.name)
-        if number is None or not field.type.startswith(("int", "float")):
-            continue
-        whole = field.type == "int"
-        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
-        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
-        if not (least <= number <= most and math.isfinite(number)):
-            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
-        if whole and not isinstance(number, int):
-            raise ValueError(f"{name} is {number}; it must be a whole number")
-    if args.total_timesteps < least_steps:
-        raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
-        )
-    precision = getattr(args, "matmul_precision", "highest")
-    if precision not in ("highest", "high", "medium"):
-        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
-    if args.cuda and not torch.cuda.is_available():
-        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
-        raise ValueError("torchrun would repeat the whole run in each process; use python")
-    if getattr(args, "compile", False):
-        try:
-            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
-        except Exception as error:
-            raise ValueError(
-                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
-                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
-            ) from error
-    if args.track and not importlib.util.find_spec("wandb"):
-        raise ValueError("track is set, but wandb is not installed; pip install wandb")
-    if args.capture_video:  # better now than after a million steps
-        check_video(args.env_id)
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.num_threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
-        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
-    return torch.device("cuda" if args.cuda else "cpu")
+# ── Compiling: the same text in every script with --compile ───────────────────────────────────────
 
 
 def compiled(
@@ -590,6 +537,63 @@ def make_traceable(optimizer: torch.optim.Adam) -> Tensor:
 
     optimizer.step, optimizer.zero_grad = step, zero_grad
     return step_size
+
+
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+
+
+def prepare(args: Args, least_steps: int) -> torch.device:
+    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
+
+    Args:
+        least_steps: without as many there is no update.
+
+    Raises:
+        ValueError: for an argument that no run can use: which one, and what is needed.
+    """
+    for field in fields(args):
+        name, number = field.name, getattr(args, field.name)
+        if number is None or not field.type.startswith(("int", "float")):
+            continue
+        whole = field.type == "int"
+        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
+        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
+        if not (least <= number <= most and math.isfinite(number)):
+            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
+        if whole and not isinstance(number, int):
+            raise ValueError(f"{name} is {number}; it must be a whole number")
+    if args.total_timesteps < least_steps:
+        raise ValueError(
+            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
+        )
+    precision = getattr(args, "matmul_precision", "highest")
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
+    if args.cuda and not torch.cuda.is_available():
+        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
+        raise ValueError("torchrun would repeat the whole run in each process; use python")
+    if getattr(args, "compile", False):
+        try:
+            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
+        except Exception as error:
+            raise ValueError(
+                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
+                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
+            ) from error
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise ValueError("track is set, but wandb is not installed; pip install wandb")
+    if args.capture_video:  # better now than after a million steps
+        check_video(args.env_id)
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
+        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
+    return torch.device("cuda" if args.cuda else "cpu")
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

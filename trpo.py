@@ -16,7 +16,7 @@ Equations, in the order of the code
     [AC-08a]   max_θ E[π_θ/π_old · A] subject to E[KL(π_old ‖ π_θ)] ≤ δ
     [X-FVP]    F v = ∇((∇E[KL])ᵀ v)   F is the Hessian of E[KL] at θ_old: Fisher's information
     [X-CG]     solve F x = g by conjugate gradient   with g = ∇E[π_θ/π_old · A] at θ_old
-    [X-STEP]   θ' = θ + √(2δ / xᵀFx) · x   since E[KL] ≈ ½ sᵀFs for a short step s; that is δ here
+    [X-STEP]   θ' = θ + √(2δ / xᵀFx) · x   where E[KL] ≈ ½ ΔθᵀFΔθ = δ, the radius, not an error δ_t
     [X-LS]     shrink until KL ≤ δ and the surrogate improves, else keep θ_old
     [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = Â_t + V(s_t)
 
@@ -308,7 +308,7 @@ def gae(
     for td_error, trace in zip(*(x.flip(0).numpy(force=True) for x in (errors, traces))):
         advantage = td_error + trace * advantage  # [X-GAE]
         advantages.append(advantage)
-    return torch.as_tensor(np.stack(advantages[::-1])).to(rewards)
+    return torch.as_tensor(np.stack(advantages[::-1])).to(errors)
 
 
 def surrogate(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
@@ -385,7 +385,7 @@ def conjugate_gradient(
 def full_step(x: Tensor, fisher_x: Tensor, max_kl: float) -> Tensor:
     """θ' = θ + √(2δ / xᵀFx) · x  [X-STEP]
 
-    x and F x (d,) → the step θ' − θ (d,), on the border of the trust region where E[KL] = ½ sᵀFs.
+    x and F x (d,) → the step θ' − θ (d,), on the trust region's border: E[KL] ≈ ½ ΔθᵀFΔθ = δ.
     """
     curvature = (x @ fisher_x).clamp(min=1e-12)  # rounding may leave 0 or less
     return (2 * max_kl / curvature).sqrt() * x  # [X-STEP]
@@ -562,7 +562,7 @@ def train(args: Args) -> Path:
         search = theta, step, evaluate_policy, args.max_kl, args.line_search_steps
         fraction, new_surrogate, kl = line_search(*search)
 
-        # 6. Fit V_w to the targets. [impl] First its statistics move; the fit makes up for it.
+        # 6. Fit V_w to the targets. [impl] First its statistics move; the fit corrects V_w.
         critic.obs_norm.update(observations)
         critic.return_norm.update(targets)
         losses = []
@@ -589,61 +589,7 @@ def train(args: Args) -> Path:
     return run.finish(actor)
 
 
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
-
-
-def prepare(args: Args, least_steps: int) -> torch.device:
-    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
-
-    Args:
-        least_steps: without as many there is no update.
-
-    Raises:
-        ValueError: for an argument that no run can use: which one, and what is needed.
-    """
-    for field in fields(args):
-        name, number = field.name, getattr(args, field.name)
-        if number is None or not field.type.startswith(("int", "float")):
-            continue
-        whole = field.type == "int"
-        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
-        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
-        if not (least <= number <= most and math.isfinite(number)):
-            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
-        if whole and not isinstance(number, int):
-            raise ValueError(f"{name} is {number}; it must be a whole number")
-    if args.total_timesteps < least_steps:
-        raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
-        )
-    precision = getattr(args, "matmul_precision", "highest")
-    if precision not in ("highest", "high", "medium"):
-        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
-    if args.cuda and not torch.cuda.is_available():
-        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
-        raise ValueError("torchrun would repeat the whole run in each process; use python")
-    if getattr(args, "compile", False):
-        try:
-            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
-        except Exception as error:
-            raise ValueError(
-                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
-                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
-            ) from error
-    if args.track and not importlib.util.find_spec("wandb"):
-        raise ValueError("track is set, but wandb is not installed; pip install wandb")
-    if args.capture_video:  # better now than after a million steps
-        check_video(args.env_id)
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.num_threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
-        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
-    return torch.device("cuda" if args.cuda else "cpu")
+# ── Compiling: the same text in every script with --compile ───────────────────────────────────────
 
 
 def compiled(
@@ -715,6 +661,63 @@ def make_traceable(optimizer: torch.optim.Adam) -> Tensor:
 
     optimizer.step, optimizer.zero_grad = step, zero_grad
     return step_size
+
+
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+
+
+def prepare(args: Args, least_steps: int) -> torch.device:
+    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
+
+    Args:
+        least_steps: without as many there is no update.
+
+    Raises:
+        ValueError: for an argument that no run can use: which one, and what is needed.
+    """
+    for field in fields(args):
+        name, number = field.name, getattr(args, field.name)
+        if number is None or not field.type.startswith(("int", "float")):
+            continue
+        whole = field.type == "int"
+        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
+        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
+        if not (least <= number <= most and math.isfinite(number)):
+            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
+        if whole and not isinstance(number, int):
+            raise ValueError(f"{name} is {number}; it must be a whole number")
+    if args.total_timesteps < least_steps:
+        raise ValueError(
+            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
+        )
+    precision = getattr(args, "matmul_precision", "highest")
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
+    if args.cuda and not torch.cuda.is_available():
+        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
+        raise ValueError("torchrun would repeat the whole run in each process; use python")
+    if getattr(args, "compile", False):
+        try:
+            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
+        except Exception as error:
+            raise ValueError(
+                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
+                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
+            ) from error
+    if args.track and not importlib.util.find_spec("wandb"):
+        raise ValueError("track is set, but wandb is not installed; pip install wandb")
+    if args.capture_video:  # better now than after a million steps
+        check_video(args.env_id)
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
+        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
+    return torch.device("cuda" if args.cuda else "cpu")
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

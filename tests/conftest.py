@@ -1,6 +1,7 @@
 """What all tests share: the scripts that exist, a fresh working folder, and tiny settings."""
 
 import csv
+import importlib
 import os
 import subprocess
 import sys
@@ -84,6 +85,14 @@ def run(script: str, *words: str, cwd: Path, **settings) -> subprocess.Completed
     return subprocess.run(
         command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
     )
+
+
+def command_line(script: str, *words: str, **settings) -> Path:
+    """What a script's command line does, without the seconds that a new process takes to import."""
+    module = importlib.import_module(script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{script}.py", *words, *flags(settings)])
+        return module.train(module.parse_args())
 
 
 def start(

@@ -163,6 +163,104 @@ def test_a_failing_run_does_not_stop_the_others(benchmark, tmp_path, capsys):
     assert [row["seed"] for row in runner.read(tmp_path / "results/runs.csv")] == ["4"]
 
 
+def test_all_rows_are_run_again(benchmark, tmp_path, monkeypatch):
+    """--again takes each row's seed, flags and --compile, and leaves its results alone."""
+    benchmark("--seeds", "1", "2")
+    path = tmp_path / "results/runs.csv"
+    before = path.read_text()
+    commands = []
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda x, **rest: commands.append(x) or real(x, **rest))
+    words = ["run.py", "--again", str(tmp_path / "again"), "--eval-episodes", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    runner.main()
+    assert len(commands) == 2 and path.read_text() == before
+    first, second = (runner.read(tmp_path / x / "runs.csv") for x in ("results", "again"))
+    for row, other in zip(*(sorted(x, key=lambda row: row["seed"]) for x in (first, second))):
+        same = (
+            "script",
+            "env_id",
+            "seed",
+            "flags",
+            "training_return",
+            "evaluation_return",
+            "command",
+        )
+        assert [row[name] for name in same] == [other[name] for name in same]
+
+
+def test_a_run_without_an_episode_is_told(benchmark, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1 of 1 runs failed"):
+        benchmark("--seeds", "6", "--eval-episodes", "0")
+    assert "no episode has ended, in training or in the evaluation" in capsys.readouterr().out
+
+
+def test_results_belong_to_a_commit(tmp_path, monkeypatch):
+    """A script that differs from the commit, or is not in it at all, is refused."""
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+
+    def git(*words: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(
+            ["git", "-C", str(tmp_path), *author, *words], check=True, capture_output=True
+        )
+
+    (tmp_path / "ppo.py").write_text("x = 1")
+    with pytest.raises(SystemExit, match="not a git repository with a commit"):
+        runner.commit(["ppo"])
+    git("init")
+    git("add", "ppo.py")
+    git("commit", "-m", "first")
+    assert len(runner.commit(["ppo"])) >= 7
+    (tmp_path / "sac.py").write_text("x = 1")
+    with pytest.raises(SystemExit, match="not committed"):
+        runner.commit(["ppo", "sac"])
+    (tmp_path / "ppo.py").write_text("x = 2")
+    with pytest.raises(SystemExit, match="not committed"):
+        runner.commit(["ppo"])
+
+
+def test_peers_have_our_steps_and_their_own_settings():
+    assert runner.flags_of("sb3_trpo", "CartPole-v1") == "--total-timesteps 100000"
+    assert runner.flags_of("sb3_sac", "Hopper-v4") == runner.flags_of("sac", "Hopper-v4") != ""
+    assert runner.flags_of("sb3_ppo", "Hopper-v4") == ""
+
+
+def a_row(script: str, seed: int, training: float, evaluation: float, words: str = "") -> dict:
+    command = f"python {script}.py --seed {seed} --eval-episodes 100{words}"
+    return {
+        "script": script, "env_id": "Hopper-v4", "seed": str(seed), "flags": "", "steps": "1000448",
+        "training_return": str(training), "evaluation_return": str(evaluation), "command": command,
+    }  # fmt: skip
+
+
+def test_cells_leave_out_what_is_not_comparable(monkeypatch):
+    """Other flags, shorter evaluations, scripts that nobody knows; a row that is there twice stops."""
+    rows = [a_row("ppo", 12, 1, 2), a_row("ppo", 3, 3, 4)]
+    short = a_row("ppo", 4, 5, 6)
+    short["command"] = short["command"].replace("100", "10")
+    rows += [short, a_row("ppo", 5, 7, 8) | {"flags": "--gamma 0.9"}, a_row("mine", 5, 7, 8)]
+    monkeypatch.setattr(report, "read", lambda path: rows)
+    assert {key: [row["seed"] for row in x] for key, x in report.cells().items()} == {
+        ("ppo", "Hopper-v4"): ["3", "12"]
+    }
+    rows.append(rows[0])
+    with pytest.raises(AssertionError, match="a row twice"):
+        report.cells()
+
+
+def test_mark(monkeypatch):
+    """The like quantity is compared: CleanRL's 2,383 with training, tianshou's with evaluations."""
+    low_in_training = [a_row("ppo", 1, 2000, 3000), a_row("ppo", 2, 2700, 3000)]
+    assert report.mark("ppo", "Hopper-v4", low_in_training) == "✗"
+    monkeypatch.setitem(report.PUBLISHED, ("ppo", "Hopper-v4"), (2383, "tianshou"))
+    assert report.mark("ppo", "Hopper-v4", low_in_training) == "✓"
+    many = [a_row("ppo", seed, 0, evaluation) for seed, evaluation in enumerate([0, 9000] * 3)]
+    assert report.mark("ppo", "Hopper-v4", many) == "✓ (within)"  # 4,500, and nobody is sure
+    sure = [a_row("ppo", seed, 0, 2300) for seed in range(5)]
+    assert report.mark("ppo", "Hopper-v4", sure) == "✗"
+
+
 def test_rows_of_several_processes_are_whole(tmp_path):
     """All machines write into one file."""
     code = (

@@ -6,6 +6,7 @@ second call of the same code.
 
 import copy
 import csv
+import inspect
 import itertools
 import math
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from torch import tensor
 
 import a2c
@@ -196,8 +198,12 @@ def test_gae_by_hand():
     ]  # e.g. 7.75 = 6 + 7/4; 5 and 2 look no further
     for kind in (torch.float64, torch.bool):
         ends = terminations.to(kind), truncations.to(kind)
-        advantages = ppo.gae(rewards, values, next_values, *ends, 0.5, 0.5)
-        assert advantages.squeeze(1).tolist() == expected
+        for of_kind in (
+            rewards,
+            rewards.long(),
+        ):  # whole numbers, too, have fractions as advantages
+            advantages = ppo.gae(of_kind, values, next_values, *ends, 0.5, 0.5)
+            assert advantages.squeeze(1).tolist() == expected
 
 
 def random_rollout(T=30, N=4):
@@ -428,20 +434,44 @@ def test_log_derivative():
 
 
 def test_state_value_is_the_mean_of_action_values():
-    """[CS-5.1/5.2], [CS-9f]: V = Σ_a π Q and Σ_a π A = 0, from the enumerated trajectories alone."""
+    """[CS-5.1/5.2], [CS-9f]: V and Q by backward induction; J, and what a2c.py's advantages are worth on
+    the average after each first action, from the enumerated trajectories: J = V(s₀), E[Â|a] = Q − V.
+    """
     mdp = SmallMDP()
-    G = {(a,): [0.0, 0.0] for a in range(2)}  # first action → [Σ p, Σ p·G]
-    for states, actions, _, p in mdp.trajectories():
-        G[(actions[0],)][0] += p.item()
-        G[(actions[0],)][1] += p.item() * mdp.rewards(states, actions).sum().item()
-    pi, Q = zip(*((total, weighted / total) for total, weighted in G.values()))
-    J = sum(
-        p.item() * mdp.rewards(states, actions).sum().item()
-        for states, actions, _, p in mdp.trajectories()
-    )
-    V = sum(x * y for x, y in zip(pi, Q))
-    assert V == pytest.approx(J)  # J = V(s₀)
-    assert sum(x * (y - V) for x, y in zip(pi, Q)) == pytest.approx(0)
+    pi, to_1 = mdp.log_pi.detach().exp(), mdp.to_state_1
+    V = torch.zeros(4, 2, dtype=torch.float64)  # (time, state); nothing follows the last step
+    for t in (2, 1, 0):
+        Q = mdp.reward + to_1 * V[t + 1, 1] + (1 - to_1) * V[t + 1, 0]
+        V[t] = (pi * Q).sum(1)  # V = Σ_a π Q
+    J, total, advantage = 0.0, [0.0, 0.0], [0.0, 0.0]
+    for states, actions, successors, p in mdp.trajectories():
+        rewards, p = mdp.rewards(states, actions), p.item()
+        values, next_values = V[range(3), states], V[range(1, 4), successors]
+        ends = column(0, 0, 1), column(0, 0, 0)
+        transitions = (x.unsqueeze(1) for x in (rewards, values, next_values))
+        weights = a2c.n_step_advantages(*transitions, *ends, 1.0)
+        J += p * rewards.sum().item()
+        total[actions[0]] += p
+        advantage[actions[0]] += p * weights[0, 0].item()
+    assert pytest.approx(J) == V[0, 0].item()
+    assert total == pytest.approx(pi[0].tolist())
+    means = [x / p for x, p in zip(advantage, total)]
+    assert means == pytest.approx((Q[0] - V[0, 0]).tolist())
+    assert sum(p * x for p, x in zip(total, means)) == pytest.approx(0)  # Σ_a π A = 0
+
+
+def test_objective_is_the_mean_of_sampled_returns():
+    """[CS-3a] J of the enumerated trajectories against 20,000 sampled ones, within 4 standard errors."""
+    mdp, gen = SmallMDP(), torch.Generator().manual_seed(3)
+    state, returns = torch.zeros(20_000, dtype=torch.long), 0.0
+    for _ in range(3):
+        to_action_1 = mdp.log_pi.detach().exp()[state, 1]
+        action = (torch.rand(20_000, generator=gen) < to_action_1).long()
+        returns = returns + mdp.reward[state, action]
+        to_state_1 = mdp.to_state_1[state, action]
+        state = (torch.rand(20_000, generator=gen) < to_state_1).long()
+    J = sum(p * mdp.rewards(s, a).sum() for s, a, _, p in mdp.trajectories())
+    assert abs(returns.mean() - J) < 4 * returns.std() / math.sqrt(20_000)
 
 
 # ── REINFORCE ─────────────────────────────────────────────────────────────────────────────────────
@@ -706,8 +736,12 @@ def test_n_step_advantages_by_hand():
     expected = [x - (v - 1) for x, v in zip(expected, values.squeeze(1).tolist())]
     for kind in (torch.float64, torch.bool):
         ends = terminations.to(kind), truncations.to(kind)
-        advantages = a2c.n_step_advantages(rewards, values, next_values, *ends, 0.5)
-        assert advantages.squeeze(1).tolist() == expected
+        for of_kind in (
+            rewards,
+            rewards.long(),
+        ):  # whole numbers, too, have fractions as advantages
+            advantages = a2c.n_step_advantages(of_kind, values, next_values, *ends, 0.5)
+            assert advantages.squeeze(1).tolist() == expected
 
 
 def test_n_step_advantages_against_the_sum():
@@ -778,8 +812,8 @@ def test_critic_gradient():
         values, next_values = critic(obs), critic(next_obs)
         delta = a2c.td_errors(rewards, values, next_values, torch.zeros(16), 0.9)
     args = a2c.Args(vf_coef=1.0, ent_coef=0.0)
-    targets = (delta + values).requires_grad_()
-    loss, *_ = a2c.actor_critic_loss(actor, critic, obs, actions, 0 * delta, targets.detach(), args)
+    targets = delta + values
+    loss, *_ = a2c.actor_critic_loss(actor, critic, obs, actions, 0 * delta, targets, args)
     w, theta = list(critic.parameters()), list(actor.parameters())
     gradients = torch.autograd.grad(loss, w, retain_graph=True)
     expected = [torch.zeros_like(parameter) for parameter in w]
@@ -790,6 +824,26 @@ def test_critic_gradient():
         torch.testing.assert_close(gradient, x, rtol=1e-3, atol=1e-5)
     for gradient in torch.autograd.grad(loss, theta):
         assert not gradient.any()
+    with pytest.raises(AssertionError):  # (B, 1) and (B,) would make a (B, B) of them
+        a2c.actor_critic_loss(actor, critic, obs, actions, delta, targets.unsqueeze(1), args)
+
+
+@pytest.mark.parametrize("script", [a2c, ppo, trpo, reinforce_baseline], ids=lambda x: x.__name__)
+def test_nothing_flows_through_targets_and_weights(monkeypatch, script):
+    """[CS-10d], trap 17: in a real run all that the losses get but the parameters are constants."""
+    name = {"trpo": "surrogate", "ppo": "ppo_objective", "a2c": "actor_critic_loss"}.get(
+        script.__name__, "policy_gradient_loss"
+    )
+    function, seen = getattr(script, name), []
+
+    def spy(*given):
+        seen.extend(x for x in given if isinstance(x, torch.Tensor) and x is not given[0])
+        return function(*given)
+
+    monkeypatch.setattr(script, name, spy)
+    settings = TINY[script.__name__] | dict(eval_episodes=0)
+    script.train(script.Args(env_id="Pendulum-v1", **settings))
+    assert seen and not any(x.requires_grad for x in seen)
 
 
 def test_averaged_update():
@@ -948,6 +1002,17 @@ def test_fisher_vector_product(discrete):
     trpo.assign(parameters, theta)
     torch.testing.assert_close(product, (sides[0] - sides[1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
+    # The dense Hessian, column by column, of the same KL as a function of the vector θ.
+    names, shapes = zip(*((name, x.shape) for name, x in actor.named_parameters()))
+
+    def kl_of(vector):
+        parts = vector.split([shape.numel() for shape in shapes])
+        tensors = {name: x.view(shape) for name, x, shape in zip(names, parts, shapes)}
+        return trpo.mean_kl(old_dist, torch.func.functional_call(actor, tensors, (obs,)))
+
+    hessian = torch.autograd.functional.hessian(kl_of, theta)
+    torch.testing.assert_close(product, hessian @ v)
+
     # E[score scoreᵀ] v, the mean over states of the expectation over actions.
     expected = torch.zeros_like(v)
     nodes, weights = np.polynomial.hermite_e.hermegauss(5)  # exact up to degree 9; needed: 4
@@ -1003,7 +1068,7 @@ def test_conjugate_gradient_stops():
 
 
 def test_full_step():
-    """[X-STEP] ½ sᵀFs = δ and s ∥ x; an x of 0 gives a step of 0."""
+    """[X-STEP] ½ ΔθᵀFΔθ = δ and Δθ ∥ x; an x of 0 gives a step of 0."""
     B = torch.randn(5, 5, dtype=torch.float64)
     F, x = B @ B.T, torch.randn(5, dtype=torch.float64)
     step = trpo.full_step(x, F @ x, max_kl=0.01)
@@ -1058,8 +1123,39 @@ def train_trpo(**settings):
 def test_trust_region_of_a_real_run(monkeypatch, env_id):
     """[AC-08a] after each update KL ≤ δ, and the surrogate is not lower than at θ_old, where it is the
     mean of the standardised advantages, 0; KL's gradient there is 0 (trap 18), and most steps are taken.
+    KL and surrogate are computed anew, from the densities' formulas, and agree with what is logged.
     """
     gradients, product = [], trpo.fisher_vector_product
+    checked, line_search = [], trpo.line_search
+
+    def densities(actor, obs, actions):
+        """log π(a|s), and what the KL needs of π."""
+        with torch.no_grad():
+            dist = actor(obs)
+        if env_id == "CartPole-v1":
+            log_pi = dist.logits.double() - dist.logits.double().logsumexp(1, keepdim=True)
+            return log_pi.gather(1, actions.long().view(-1, 1))[:, 0], (log_pi,)
+        mean, std = dist.mean.double(), dist.std.double()
+        z = (actions.double() - mean) / std
+        return (-0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)).sum(1), (mean, std)
+
+    def spy_search(parameters, step, evaluate_policy, *rest):
+        names = inspect.getclosurevars(evaluate_policy).nonlocals
+        actor, obs, actions = (names[name] for name in ("actor", "observations", "actions"))
+        old_log_probs, old = densities(actor, obs, actions)
+        result = line_search(parameters, step, evaluate_policy, *rest)
+        log_probs, new = densities(actor, obs, actions)
+        if env_id == "CartPole-v1":
+            kl = (old[0].exp() * (old[0] - new[0])).sum(1).mean()
+        else:
+            (mean, std), (new_mean, new_std) = old, new
+            squares = (std**2 + (mean - new_mean) ** 2) / (2 * new_std**2)
+            kl = ((new_std / std).log() + squares - 0.5).sum(1).mean()
+        gain = ((log_probs - old_log_probs).exp() * names["advantages"]).mean()
+        checked.append((kl.item(), gain.item()))
+        return result
+
+    monkeypatch.setattr(trpo, "line_search", spy_search)
 
     def spy(kl_gradient, *rest, **more):
         gradients.append(kl_gradient.abs().max().item())
@@ -1070,9 +1166,38 @@ def test_trust_region_of_a_real_run(monkeypatch, env_id):
     with open(folder / "updates.csv") as file:
         rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     assert len(rows) == 8
-    assert all(0 <= row["kl"] <= 0.02 and row["surrogate"] >= -1e-6 for row in rows)
+    for row, (kl, gain) in zip(rows, checked, strict=True):
+        assert -1e-7 < kl <= 0.02 * (1 + 1e-3) and gain >= -1e-6
+        assert row["kl"] == pytest.approx(kl, abs=1e-5)
+        assert row["surrogate"] == pytest.approx(gain, abs=1e-5)
     assert sum(row["step_fraction"] > 0 and row["kl"] > 0.002 for row in rows) >= 6
     assert gradients and max(gradients) < 1e-5
+
+
+@pytest.mark.parametrize("script", [reinforce, reinforce_baseline, a2c], ids=lambda x: x.__name__)
+def test_what_is_scored_is_what_was_drawn(monkeypatch, script):
+    """Traps 11 and 18: the loss has log π of the Gaussian's own sample, not of what the bounds left of
+    it, under the policy, statistics included, that drew it.
+    """
+    drawn, actions, seen = [], [], []
+    sample, loss = script.DiagonalGaussian.sample, script.policy_gradient_loss
+
+    def spy_sample(dist):
+        actions.append(sample(dist))
+        drawn.append(dist.log_prob(actions[-1]).flatten())
+        return actions[-1]
+
+    def spy_loss(log_probs, weights):
+        seen.append(log_probs.detach())
+        return loss(log_probs, weights)
+
+    monkeypatch.setattr(script.DiagonalGaussian, "sample", spy_sample)
+    monkeypatch.setattr(script, "policy_gradient_loss", spy_loss)
+    settings = TINY[script.__name__] | dict(eval_episodes=0, learning_rate=0.01)
+    script.train(script.Args(env_id="probes:Lopsided-v0", **settings))
+    scored = torch.cat(seen)
+    assert len(seen) > 2 and torch.cat([x.flatten() for x in actions]).abs().max() > 1
+    torch.testing.assert_close(scored, torch.cat(drawn)[: len(scored)], rtol=1e-4, atol=1e-4)
 
 
 def test_trpo_keeps_the_policy_that_acted(monkeypatch):

@@ -3,6 +3,8 @@
 import copy
 import importlib
 import math
+import os
+import re
 import tracemalloc
 from decimal import Decimal, getcontext
 
@@ -291,7 +293,7 @@ def test_actors_serve_the_box(module):
     torch.nn.init.constant_(actor.net[-1].bias, -50.0)
     np.testing.assert_array_equal(actor.mode(torch.zeros(1, 3))[0], low)
     for wrong in (gym.spaces.Discrete(3), gym.spaces.Box(-np.inf, np.inf, (1,))):
-        with pytest.raises(ValueError, match="on-policy scripts .such as ppo.py. serve Discrete"):
+        with pytest.raises(ValueError, match="trpo.py and ppo.py serve Discrete"):
             module.Actor(OBS, wrong)
 
 
@@ -1004,3 +1006,33 @@ def test_loading_a_buffer_takes_no_second_one(module):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 0.1 * sum(array.nbytes for array in buffer.arrays.values())
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+def test_a_checkpoint_is_mapped_not_read(tmp_path, monkeypatch):
+    """Until the buffer copies its rows, the checkpoint's 66 MB are in the file only."""
+
+    def anonymous() -> int:
+        """Bytes of this process that no file holds."""
+        status = open("/proc/self/status").read()
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+) kB", status)[1])
+
+    args, cpu = sac.Args(env_id="Pendulum-v1", total_timesteps=10), torch.device("cpu")
+    buffer = sac.ReplayBuffer(400_000, 17, 6, cpu)
+    for array in buffer.arrays.values():
+        array[:] = 1
+    buffer.filled = 400_000
+    folder = sac.Run(args, buffer=buffer).folder
+    size = (folder / "checkpoint.pt").stat().st_size
+    assert size > 60e6
+    load, seen = sac.ReplayBuffer.load_state_dict, []
+
+    def spy(self, state):
+        seen.append(anonymous() - before)
+        load(self, state)
+
+    monkeypatch.setattr(sac.ReplayBuffer, "load_state_dict", spy)
+    args.resume, other = folder, sac.ReplayBuffer(400_000, 17, 6, cpu)
+    before = anonymous()
+    sac.Run(args, buffer=other)
+    assert len(other) == 400_000 and seen[0] < 0.2 * size

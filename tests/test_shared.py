@@ -72,6 +72,7 @@ SHARED_APART = {
 
 RULERS = ["Arguments", "Networks", "Equations", "Replay buffer", "Algorithm"]
 RULERS += ["Several processes: the same text in a2c.py and ppo.py"]
+RULERS += ["Compiling: the same text in every script with --compile"]
 RULERS += ["Plumbing: the same text in every script"]
 LABEL = re.compile(r"\[((?:AC|CS|L3|L10|P7|X)-[\w./]+)\]")
 CLEANRL_FLAGS = {
@@ -199,6 +200,12 @@ def test_order_of_the_file(script):
     assert {"Arguments", "Networks", "Algorithm", RULERS[-1]} <= set(rulers)
 
 
+def test_plumbing_is_the_same_text():
+    """All that stands below the last ruler, between the definitions too."""
+    texts = {source(script).split(f"# ── {RULERS[-1]} ")[1] for script in SCRIPTS}
+    assert len(texts) == 1
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_layout(script):
     text = source(script)
@@ -287,7 +294,7 @@ def test_labels_that_the_readme_requires(script):
     for label, (code, told) in readme_table().items():
         if script in code:
             assert label in on_code, f"no code line of {script}.py carries [{label}]"
-        if script in told:
+        if script in told or "all" in told:
             assert f"[{label}]" in source(script), f"{script}.py does not tell [{label}]"
 
 
