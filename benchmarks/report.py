@@ -10,17 +10,47 @@ Each cell has the mean ± standard deviation over the seeds of the training retu
 import random
 import re
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import ablations
-from run import FLAGS, RESULTS, ROOT, read
+from run import RESULTS, ROOT, code_hash, flags_of, path_of, read
 
 OURS = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac"]
 ORDER = [name for script in OURS for name in (script, f"sb3_{script}")]  # each beside its peer
 OFF_POLICY = ["ddpg", "td3", "sac"]
 MUJOCO = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
 
-# The best published final value over several seeds that we know of, and its source.
+# Where published values are from: the quantity that is comparable, the protocol, the address.
+SOURCES = {
+    "tianshou": (
+        "evaluation_return",
+        "10 seeds, v3, evaluated over 10 episodes; the value at 1,000,000 steps, off-policy here that at "
+        "200,000, which leaves out 25,000 random steps (SAC 10,000) before the count; ours count all",
+        "https://github.com/thu-ml/tianshou/tree/master/examples/mujoco",
+    ),
+    "sb3-contrib": (
+        "evaluation_return",
+        "3 seeds, v3, evaluated over 20 episodes",
+        "https://sb3-contrib.readthedocs.io/en/master/modules/trpo.html",
+    ),
+    "CleanRL": (
+        "training_return",
+        "3 seeds, v4, the last 100 training episodes",
+        "https://docs.cleanrl.dev/rl-algorithms/ppo/",
+    ),
+    "Spinning Up": (
+        "training_return",
+        "10 seeds, VPG (with GAE), training episodes",
+        "https://spinningup.openai.com/en/latest/spinningup/bench.html",
+    ),
+    "RL Zoo": (
+        "evaluation_return",
+        "a single run, settings of its own for each environment, evaluated over 150,000 steps",
+        "https://github.com/DLR-RM/rl-baselines3-zoo/blob/master/benchmark.md",
+    ),
+}
+# The best published final value that we know of, its source, and its steps where they are not ours.
 PUBLISHED = {
     ("reinforce", "HalfCheetah-v4"): (512, "tianshou"),
     ("reinforce", "Hopper-v4"): (390, "tianshou"),
@@ -31,47 +61,83 @@ PUBLISHED = {
     ("a2c", "HalfCheetah-v4"): (1936, "tianshou"),
     ("a2c", "Hopper-v4"): (1224, "tianshou"),
     ("a2c", "Walker2d-v4"): (1219, "tianshou"),
-    ("trpo", "HalfCheetah-v4"): (4403, "tianshou, sb3-contrib"),
+    ("trpo", "HalfCheetah-v4"): (4403, "tianshou"),
     ("trpo", "Hopper-v4"): (3372, "sb3-contrib"),
     ("trpo", "Walker2d-v4"): (4502, "sb3-contrib"),
     ("ppo", "HalfCheetah-v4"): (5780, "tianshou"),
     ("ppo", "Hopper-v4"): (2383, "CleanRL"),
     ("ppo", "Walker2d-v4"): (3674, "tianshou"),
-    # Off-policy our runs have 200,000 steps: the middle between the published 100,000 and 300,000.
-    ("ddpg", "HalfCheetah-v4"): ((6308 + 9137) // 2, "tianshou, 100k to 300k"),
-    ("td3", "HalfCheetah-v4"): ((5514 + 7697) // 2, "tianshou, 100k to 300k"),
-    ("sac", "HalfCheetah-v4"): ((6515 + 9059) // 2, "tianshou, 100k to 300k"),
-    ("sac", "Hopper-v4"): ((2613 + 3388) // 2, "tianshou, 100k to 300k"),
-    ("sac", "Walker2d-v4"): ((1305 + 3387) // 2, "tianshou, 100k to 300k"),
-    # Classic control: single runs, evaluated over many episodes, with settings for each environment.
+    # At 200,000 steps: benchmark/<environment>/<algorithm>/test_rew_10seeds.csv
+    ("ddpg", "HalfCheetah-v4"): (7914, "tianshou"),
+    ("ddpg", "Hopper-v4"): (1272, "tianshou"),
+    ("ddpg", "Walker2d-v4"): (132, "tianshou"),
+    ("td3", "HalfCheetah-v4"): (6721, "tianshou"),
+    ("td3", "Hopper-v4"): (887, "tianshou"),
+    ("td3", "Walker2d-v4"): (941, "tianshou"),
+    ("sac", "HalfCheetah-v4"): (8208, "tianshou"),
+    ("sac", "Hopper-v4"): (3234, "tianshou"),
+    ("sac", "Walker2d-v4"): (2531, "tianshou"),
     ("a2c", "CartPole-v1"): (500, "RL Zoo"),
     ("trpo", "CartPole-v1"): (500, "RL Zoo"),
     ("ppo", "CartPole-v1"): (500, "RL Zoo"),
     ("a2c", "Acrobot-v1"): (-83.4, "RL Zoo"),
-    ("trpo", "Acrobot-v1"): (-83.1, "RL Zoo, 100k"),
-    ("ppo", "Acrobot-v1"): (-73.5, "RL Zoo, 1M"),
+    ("trpo", "Acrobot-v1"): (-83.1, "RL Zoo", 100_000),
+    ("ppo", "Acrobot-v1"): (-73.5, "RL Zoo", 1_000_000),
     ("a2c", "Pendulum-v1"): (-163, "RL Zoo"),
-    ("trpo", "Pendulum-v1"): (-175, "RL Zoo, 100k"),
-    ("ppo", "Pendulum-v1"): (-172, "RL Zoo, 100k"),
+    ("trpo", "Pendulum-v1"): (-175, "RL Zoo", 100_000),
+    ("ppo", "Pendulum-v1"): (-172, "RL Zoo", 100_000),
     ("ddpg", "Pendulum-v1"): (-152, "RL Zoo"),
     ("td3", "Pendulum-v1"): (-152, "RL Zoo"),
     ("sac", "Pendulum-v1"): (-157, "RL Zoo"),
 }
-
-
-# These report training episodes; the others, as far as we know, deterministic evaluations.
-OF_TRAINING = "CleanRL", "Spinning Up"
 ENOUGH = 5  # seeds; of fewer, the bootstrap's interval is no more than their range
+EVAL_EPISODES = 100  # of each run that the tables show
 
 
-def verdict(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
-    """The best published value, its source, and whether the like mean of ours reaches it."""
+def mark(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
+    """✓ if the mean reaches the published value, else ✗; "(within)" if the value lies in its interval.
+
+    Which mean, SOURCES says: that of the evaluations or of the training returns.
+    """
+    best, source, *_ = PUBLISHED[script, env_id]
+    numbers = [float(row[SOURCES[source][0]]) for row in rows]
+    sign = "✓" if statistics.mean(numbers) >= best else "✗"
+    if len(numbers) >= ENOUGH:
+        low, high = interval(numbers)
+        sign += " (within)" if low <= best <= high else ""
+    return sign
+
+
+def published(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
+    """The best published value, its source and steps, and the mark of ours."""
     if (script, env_id) not in PUBLISHED:
         return ""
-    best, source = PUBLISHED[script, env_id]
-    kind = "training_return" if source in OF_TRAINING else "evaluation_return"
-    reached = statistics.mean(float(row[kind]) for row in rows) >= best
-    return f"{best:,} ({source}) {'✓' if reached else '✗ below'}"
+    best, source, *steps = PUBLISHED[script, env_id]
+    budget = f", {steps[0]:,} steps" if steps else ""
+    return f"{mark(script, env_id, rows)} {best:,} ({source}{budget})"
+
+
+def sources() -> str:
+    """Who published what, how."""
+    lines = ["| source | protocol | compared with our |", "|---|---|---|"]
+    for name, (kind, protocol, address) in SOURCES.items():
+        quantity = kind.replace("_return", "")
+        lines.append(f"| [{name}]({address}) | {protocol} | {quantity} |")
+    return "\n".join(lines)
+
+
+def trials() -> str:
+    """How many runs were spent on each script's settings."""
+    counts = Counter(row["script"] for row in read(RESULTS / "trials.csv"))
+    counts["ppo"] += len(read(RESULTS / "ppo_trials.csv"))
+    return ", ".join(f"{script}.py {counts[script]}" for script in OURS)
+
+
+def places() -> str:
+    """Versions and processors of all runs that the tables show."""
+    rows = [row for rows in cells().values() for row in rows]
+    versions, processors = (sorted({row[name] for row in rows}) for name in ("versions", "cpu"))
+    return f"{'; '.join(versions)}. {'; '.join(processors)}, one thread a run, two runs at a time."
 
 
 def interval(numbers: list[float], draws: int = 10_000) -> tuple[float, float]:
@@ -108,42 +174,58 @@ def number(x: float) -> str:
 
 
 def cells() -> dict[tuple[str, str], list[dict[str, str]]]:
-    """(script, environment) → its rows in order of the seeds, with the flags that are current."""
+    """(script, environment) → its rows in order of the seeds, with the flags that are current.
+
+    Rows of scripts that are not among ours and their peers, or of shorter evaluations, are left out.
+    """
     found = {}
     for row in read(RESULTS / "runs.csv"):
-        if row["flags"] == FLAGS.get((row["script"], row["env_id"]), ""):
+        flags = flags_of(row["script"], row["env_id"])
+        whole = f"--eval-episodes {EVAL_EPISODES} " in row["command"] + " "
+        if whole and row["flags"] == flags and row["script"] in ORDER:
             found.setdefault((row["script"], row["env_id"]), []).append(row)
     for rows in found.values():
         rows.sort(key=lambda row: int(row["seed"]))
+        seeds = [row["seed"] for row in rows]
+        assert len(set(seeds)) == len(seeds), f"runs.csv has a row twice: {rows[0]['command']}"
     return dict(sorted(found.items(), key=lambda item: (ORDER.index(item[0][0]), item[0][1])))
 
 
 def spread(numbers: list[float]) -> str:
+    """Mean ± standard deviation; a single number has none."""
     mean = statistics.mean(numbers)
-    if not numbers[1:]:  # one seed has no spread
+    if not numbers[1:]:
         return f"**{number(mean)}**"
     return f"**{number(mean)}** ± {statistics.stdev(numbers):,.{0 if abs(mean) >= 1000 else 1}f}"
 
 
+def spread_and_interval(numbers: list[float]) -> str:
+    text = spread(numbers)
+    if len(numbers) >= ENOUGH:
+        low, high = map(number, interval(numbers))
+        text += f"<br>{low} to {high}"
+    return text
+
+
 def returns() -> str:
     """One row for each script and environment."""
-    head = "script | environment | seeds | training return | 95 % | evaluation | published |"
-    lines = [f"| {head} each seed's training return |", "|---|---|---|---|---|---|---|---|"]
+    head = "script | environment | steps | seeds | training return | evaluation | published |"
+    lines = [f"| {head} training return of each seed |", "|---|---|---|---|---|---|---|---|"]
     for (script, env_id), rows in cells().items():
         training = [float(row["training_return"]) for row in rows]
         evaluation = [float(row["evaluation_return"]) for row in rows]
-        low, high = map(number, interval(training))
-        bounds = f"{low} to {high}" if len(rows) >= ENOUGH else "-"
-        published = verdict(script, env_id, rows)
+        each = " · ".join(f"{row['seed']}: {number(x)}" for row, x in zip(rows, training))
+        steps = int(rows[0]["steps"])  # of whole rollouts: a few more than were asked for
         lines.append(
-            f"| {label(script)} | {env_id} | {len(rows)} | {spread(training)} | {bounds} | "
-            f"{spread(evaluation)} | {published} | {' · '.join(map(number, training))} |"
+            f"| {label(script)} | {env_id} | {round(steps, -4) or steps:,} | {len(rows)} | "
+            f"{spread_and_interval(training)} | {spread_and_interval(evaluation)} | "
+            f"{published(script, env_id, rows)} | {each} |"
         )
     return "\n".join(lines)
 
 
 def headline() -> str:
-    """Scripts × MuJoCo environments: training return; evaluation (seeds), the best published value."""
+    """Scripts × MuJoCo environments: training return, evaluation, the best published value."""
     found, lines = cells(), [f"| | {' | '.join(MUJOCO)} |", "|---|" + "---|" * len(MUJOCO)]
     for script in OURS:
         texts = []
@@ -153,13 +235,15 @@ def headline() -> str:
                 [float(row[f"{name}_return"]) for row in rows]
                 for name in ("training", "evaluation")
             )
-            best = PUBLISHED.get((script, env_id))
             text = "-"
-            if training:
-                text = f"{spread(training)}; {number(statistics.mean(evaluation))} ({len(rows)})"
-            texts.append(text + (f", published {best[0]:,}" if best else ""))
-        if any(text[0] != "-" for text in texts):
-            steps = " (200,000 steps)" if script in OFF_POLICY else ""
+            if rows:
+                text = f"{spread(training)}<br>evaluated {number(statistics.mean(evaluation))}"
+                text += f" ({len(rows)} seed{'s' * (len(rows) > 1)})"
+                if best := PUBLISHED.get((script, env_id)):
+                    text += f"<br>{mark(script, env_id, rows)} {best[0]:,}"
+            texts.append(text)
+        if any(text != "-" for text in texts):
+            steps = "<br>200,000 steps" if script in OFF_POLICY else ""
             lines.append(f"| {script}.py{steps} | {' | '.join(texts)} |")
     return "\n".join(lines)
 
@@ -176,12 +260,12 @@ def across() -> str:
             [float(row["training_return"]) / PUBLISHED["ppo", env_id][0] for row in rows]
             for env_id, rows in zip(MUJOCO, runs)
         ]
-        low, high = stratified_interval(strata)
-        mean = interquartile_mean(sum(strata, []))
+        mean, bounds = interquartile_mean(sum(strata, [])), "-"
+        if min(map(len, strata)) >= ENOUGH:
+            low, high = stratified_interval(strata)
+            bounds = f"{low:.2f} to {high:.2f}"
         steps, count = int(runs[0][0]["steps"]), sum(map(len, runs))
-        lines.append(
-            f"| {label(script)} | {steps:,} | {count} | **{mean:.2f}** | {low:.2f} to {high:.2f} |"
-        )
+        lines.append(f"| {label(script)} | {steps:,} | {count} | **{mean:.2f}** | {bounds} |")
     return "\n".join(lines)
 
 
@@ -225,8 +309,8 @@ def smoothed_curves(script: str, env_id: str) -> dict[str, list[tuple[int, float
 def curves_chart(env_ids: list[str], path: Path) -> None:
     """Training returns over steps: mean and 95 % interval, of few seeds their range; each seed thin.
 
-    Dashed: the mean of Stable-Baselines3's agents. The short lines at the end of the curves are the
-    best published final values, in their script's colour.
+    Dashed: the mean of Stable-Baselines3's agents. At the end of the curves, in their colour: a dot
+    (theirs: a square) for the mean of the evaluations, a short line for the best published value.
     """
     import matplotlib
 
@@ -251,6 +335,8 @@ def curves_chart(env_ids: list[str], path: Path) -> None:
             for points in curves.values():
                 axis.plot(*zip(*points), color=colour, linewidth=0.5, alpha=0.2 if peer else 0.4)
             common = sorted(set.intersection(*({step for step, _ in x} for x in curves.values())))
+            if not common:  # no hundredth of the steps in which all seeds ended an episode
+                continue
             values = [[dict(points)[step] for points in curves.values()] for step in common]
             means = [statistics.mean(x) for x in values]
             style = "--" if peer else "-"
@@ -260,9 +346,15 @@ def curves_chart(env_ids: list[str], path: Path) -> None:
                 ranges = (interval(x, 400) if enough else (min(x), max(x)) for x in values)
                 low, high = zip(*ranges)
                 axis.fill_between(common, low, high, color=colour, alpha=0.15, linewidth=0)
+            own = script.removeprefix("sb3_")
+            place = OFF_POLICY.index(own) if own in OFF_POLICY else OURS.index(own)
+            end = (0.21e6 if own in OFF_POLICY else 1.02e6) + 1.2e4 * place  # beside each other
             if best := PUBLISHED.get((script, env_id)):
-                end = 0.2e6 if script in OFF_POLICY else 1e6
-                axis.plot([end + 2e4, end + 7e4], [best[0]] * 2, color=colour, linewidth=2.5)
+                axis.plot([end, end + 5e4], [best[0]] * 2, color=colour, linewidth=2.5)
+            mean = statistics.mean(
+                float(row["evaluation_return"]) for row in cells()[script, env_id]
+            )
+            axis.plot(end + 2.5e4, mean, "s" if peer else "o", color=colour, markersize=5)
         axis.set_title(env_id, fontsize=10)
         axis.set_xlabel("environment steps")
         axis.spines[["top", "right"]].set_visible(False)
@@ -449,10 +541,20 @@ def fill(text: str, name: str, content: str) -> str:
     return re.sub(pattern, lambda match: match[1] + content + "\n" + match[2], text, flags=re.S)
 
 
+def of_other_code() -> list[str]:
+    """The cells with rows whose script had another code than now: plumbing, or what it does."""
+    lines = []
+    for (script, env_id), rows in cells().items():
+        now = code_hash(path_of(script).read_text())
+        if old := [row["seed"] for row in rows if row["code"] != now]:
+            lines.append(f"{script} {env_id}: seeds {' '.join(old)} are of another {script}.py")
+    return lines
+
+
 def main() -> None:
-    places = {
+    contents_of = {
         "benchmarks.md": {
-            "returns": returns(), "ablations": ablations.table(), "across": across(), "peers": peers(), "profiles": profiles(), "start": start(),
+            "returns": returns(), "sources": sources(), "trials": trials(), "places": places(), "ablations": ablations.table(), "across": across(), "peers": peers(), "profiles": profiles(), "start": start(),
             "envs": sweep("envs"), "threads": sweep("threads"), "buffer": sweep("buffer"), "processes": sweep("processes"),
         },
         "README.md": {"headline": headline(), "peers": peers()},
@@ -461,7 +563,7 @@ def main() -> None:
     curves_chart(MUJOCO[:1], RESULTS / "halfcheetah.png")
     if speeds("peers") and speeds("limits", "matrix products, GFLOP/s"):
         speed_chart(RESULTS / "speed.png")
-    for page, contents in places.items():
+    for page, contents in contents_of.items():
         text = (ROOT / page).read_text()
         for name, content in contents.items():
             text = fill(text, name, content)
@@ -470,6 +572,7 @@ def main() -> None:
         if (script, "HalfCheetah-v4") in cells():
             path = ROOT / f"{script}.py"
             path.write_text(fill_header(path.read_text(), script))
+    print(*of_other_code(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/run.py --scripts ppo trpo --env-ids HalfCheetah-v4 --seeds 101 102 103
     python benchmarks/run.py ... --print        only prints the jobs, one command a line
+    python benchmarks/run.py --again FOLDER     every run of results/runs.csv anew, results in FOLDER
 
 results/runs.csv has one row for each finished run; results/curves/<script>__<env_id>.csv the returns
 on the way, one row for each hundredth of the steps. What stands in runs.csv is not run again, and a
@@ -18,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import statistics
@@ -52,11 +54,11 @@ FLAGS = {
     ("reinforce", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9",
     ("reinforce_baseline", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9",
     ("a2c", "Pendulum-v1"): (
-        "--total-timesteps 1000000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 8"
+        "--total-timesteps 1000000 --learning-rate 1e-3 --gamma 0.95 --num-envs 8 --num-steps 8"
     ),
-    ("trpo", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9 --num-envs 8 --num-steps 256",
+    ("trpo", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.95 --num-envs 8 --num-steps 256",
     ("ppo", "Pendulum-v1"): (
-        "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.9 --num-envs 8 --num-steps 256"
+        "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.95 --num-envs 8 --num-steps 256"
     ),
     **{
         (script, env_id): "--total-timesteps 200000"
@@ -68,6 +70,14 @@ FLAGS = {
         for script in ("ddpg", "td3", "sac")
     },
 }
+
+
+def flags_of(script: str, env_id: str) -> str:
+    """The flags of a job; a peer has the same number of steps, and its own settings."""
+    flags = FLAGS.get((script.removeprefix("sb3_"), env_id), "")
+    if script.startswith("sb3_"):
+        return " ".join(re.findall(r"--total-timesteps \d+", flags))
+    return flags
 
 
 def path_of(script: str) -> Path:
@@ -90,12 +100,16 @@ def commit(scripts: list[str]) -> str:
     """The commit that the results belong to; refuses scripts that differ from it."""
     git = ["git", "-C", str(ROOT)]
     paths = [str(path_of(script)) for script in scripts]
-    code = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *paths], check=False).returncode
-    if code == 1:
-        sys.exit(f"{', '.join(paths)}: there are changes that are not committed; commit them first")
-    if code:  # git has said why
+    head = subprocess.run(
+        [*git, "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True
+    )
+    if head.returncode:
         sys.exit(f"{ROOT} is not a git repository with a commit; results belong to a commit")
-    return subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+    known = [*git, "ls-files", "--error-unmatch", "--", *paths]
+    same = [*git, "diff", "--quiet", "HEAD", "--", *paths]
+    if any(subprocess.run(x, check=False, capture_output=True).returncode for x in (known, same)):
+        sys.exit(f"{', '.join(paths)}: there are changes that are not committed; commit them first")
+    return head.stdout.strip()
 
 
 def cpu() -> str:
@@ -166,7 +180,7 @@ def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int)
         RuntimeError: if the run failed, with what it printed.
     """
     script = job["script"]
-    name = "__".join(job[part] for part in KEY[:3])
+    name = name_of(job)
     folder = WORK / f"{name}__{code_hash(text)}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{script}.py").write_text(text)
@@ -182,6 +196,8 @@ def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int)
         raise RuntimeError(f"{name}: {' '.join(command)}\n{done.stdout}{done.stderr}")
     run_folder = sorted(folder.glob("runs/*/summary.json"))[-1].parent
     summary = json.loads((run_folder / "summary.json").read_text())
+    if summary["training_return"] is None or summary["evaluation_return"] is None:
+        raise RuntimeError(f"{name}: no episode has ended, in training or in the evaluation")
     versions = json.loads((run_folder / "args.json").read_text())["versions"]
     row = job | {
         "steps": summary["step"],
@@ -204,11 +220,14 @@ def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int)
         temporary = path.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
         append(temporary, points)
-        if points:  # no episode may have ended
-            temporary.replace(path)
+        temporary.replace(path)
         append(RESULTS / "runs.csv", [row])
     shutil.rmtree(folder)
     return row
+
+
+def name_of(job: dict) -> str:
+    return "__".join(job[part] for part in KEY[:3])
 
 
 def is_done(job: dict) -> bool:
@@ -217,10 +236,13 @@ def is_done(job: dict) -> bool:
 
 
 def main() -> None:
+    global RESULTS
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     known = sorted(path.stem for path in ROOT.glob("*.py"))
     known += [f"sb3_{name}" for name in ("a2c", "ddpg", "ppo", "sac", "td3", "trpo")]
-    parser.add_argument("--scripts", nargs="+", required=True, choices=known)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--scripts", nargs="+", choices=known)
+    which.add_argument("--again", type=Path, metavar="FOLDER", help="the rows of runs.csv anew")
     parser.add_argument(
         "--env-ids", nargs="+", default=["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
     )
@@ -228,15 +250,26 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", default=["101", "102", "103"])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--compile", action="store_true", help="for the scripts that have it")
-    parser.add_argument("--eval-episodes", type=int, default=100)
+    parser.add_argument(
+        "--eval-episodes", type=int, default=100, help="the tables show runs with 100 of them only"
+    )
     parser.add_argument("--print", action="store_true", help="print the jobs, run nothing")
     options = parser.parse_args()
-    jobs = [
-        {"script": script, "env_id": env_id, "seed": seed, "flags": FLAGS.get((script, env_id), "")}
-        for seed in options.seeds
-        for script in options.scripts
-        for env_id in options.env_ids
-    ]
+    compiled = {}  # a repeated job's own, where it had it
+    if options.again:
+        if options.print:
+            parser.error("--again runs its jobs itself; --print goes with --scripts")
+        rows, RESULTS = read(RESULTS / "runs.csv"), options.again
+        jobs = [{part: row[part] for part in KEY} for row in rows]
+        compiled = {name_of(row): "--compile" in row["command"] for row in rows}
+        options.scripts = sorted({job["script"] for job in jobs})
+    else:
+        jobs = [
+            {"script": script, "env_id": env_id, "seed": seed, "flags": flags_of(script, env_id)}
+            for seed in options.seeds
+            for script in options.scripts
+            for env_id in options.env_ids
+        ]
     texts = {script: path_of(script).read_text() for script in options.scripts}
     jobs = [job for job in jobs if not is_done(job)]
     if options.print:
@@ -251,10 +284,11 @@ def main() -> None:
     def work(job: dict) -> None:
         try:
             text = texts[job["script"]]
-            with claimed("__".join(job[part] for part in KEY[:3])):
+            with claimed(name_of(job)):
                 if is_done(job):  # in the meantime, by another process
                     return
-                row = run(job, text, revision, options.compile, options.eval_episodes)
+                graph = compiled.get(name_of(job), options.compile)
+                row = run(job, text, revision, graph, options.eval_episodes)
         except RuntimeError as error:  # the others go on
             print(error, flush=True)
             return
