@@ -13,7 +13,7 @@ CARTPOLE = {
         total_timesteps=60_000, batch_size=500, learning_rate=1e-2, critic_epochs=4
     ),
     "a2c": dict(total_timesteps=60_000, num_envs=8, num_steps=16, learning_rate=3e-3),
-    "a3c": dict(total_timesteps=50_000, num_workers=2, num_steps=32, learning_rate=2e-3),
+    "a3c": dict(total_timesteps=80_000, num_workers=2, num_steps=32, learning_rate=1e-3),
     "trpo": dict(
         total_timesteps=50_000, num_envs=8, num_steps=32, critic_epochs=4, critic_learning_rate=3e-3
     ),
