@@ -214,7 +214,10 @@ def returns() -> str:
     for (script, env_id), rows in cells().items():
         training = [float(row["training_return"]) for row in rows]
         evaluation = [float(row["evaluation_return"]) for row in rows]
-        each = " · ".join(f"{row['seed']}: {number(x)}" for row, x in zip(rows, training))
+        each = " · ".join(
+            f"{row['seed']}: {number(x)}{' (resumed)' * (row['resumed'] == 'yes')}"
+            for row, x in zip(rows, training)
+        )
         steps = int(rows[0]["steps"])  # of whole rollouts: a few more than were asked for
         lines.append(
             f"| {label(script)} | {env_id} | {round(steps, -4) or steps:,} | {len(rows)} | "

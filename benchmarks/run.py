@@ -205,6 +205,7 @@ def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int)
         "evaluation_return": round(summary["evaluation_return"], 1),
         "evaluation_std": round(summary["evaluation_std"], 1),
         "seconds": round(summary["seconds"]),
+        "resumed": "yes" if resume else "no",  # with several environments another run than without
         "commit": revision,
         "code": code_hash(text),
         "command": shlex.join(["python", f"{script}.py", *words]),

@@ -128,6 +128,7 @@ def test_a_broken_run_goes_on_from_its_checkpoint(benchmark, tmp_path, monkeypat
     monkeypatch.setattr(shutil, "rmtree", keep)
     benchmark("--seeds", "7")
     (row,) = runner.read(tmp_path / "results/runs.csv")
+    assert row["resumed"] == "yes"
     assert row["steps"] == "512" and kept[: len(before)] == before and len(kept) > len(before)
     curve = runner.read(path)
     assert [point["seed"] for point in curve if point["return"] == "99.0"] == others
