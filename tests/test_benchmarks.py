@@ -6,11 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, SCRIPTS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import report
 import run as runner
+import same_code
 
 FLAGS = "--total-timesteps 512 --num-envs 2 --num-steps 32 --num-minibatches 4 --update-epochs 1"
 
@@ -278,3 +280,38 @@ def test_rows_of_several_processes_are_whole(tmp_path):
     with open(tmp_path / "rows.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["count"]) for row in rows] == list(range(300))  # nobody read half a file
+
+
+# ── same_code.py ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_equal_is_to_the_last_bit():
+    one, more = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 2e-7])
+    assert same_code.equal({"a": [one, 3]}, {"a": [one.clone(), 3]})
+    for other in ({"a": [more, 3]}, {"a": [one, 4]}, {"b": [one, 3]}, {"a": [one]}, [one, 3]):
+        assert not same_code.equal({"a": [one, 3]}, other)
+
+
+def test_a_change_of_the_algorithm_is_found(monkeypatch):
+    monkeypatch.setattr(same_code, "DEFAULT_STEPS", 4096)
+    text = (ROOT / "ppo.py").read_text()
+    message = text.replace("Stopping where the run can go on", "Stopping")
+    constant = text.replace("gae_lambda: float = 0.95", "gae_lambda: float = 0.951")
+    assert message != text != constant
+    runs = [same_code.train(x, "ppo", "CartPole-v1") for x in (text, message, constant)]
+    assert len(runs[0][0]) > 50 and runs[0][2]
+    assert same_code.equal(runs[0], runs[1]) and not same_code.equal(runs[0], runs[2])
+
+
+def test_rows_of_other_code_are_told(monkeypatch):
+    now = runner.code_hash((ROOT / "ppo.py").read_text())
+    rows = [{"seed": str(i), "code": code} for i, code in enumerate((now, "same", "other", "was"))]
+    known = [
+        {"script": "ppo", "code": "same", "present": now, "same": "yes"},
+        {"script": "ppo", "code": "other", "present": now, "same": "no"},
+        {"script": "ppo", "code": "was", "present": "another", "same": "yes"},
+    ]
+    monkeypatch.setattr(report, "cells", lambda: {("ppo", "Hopper-v4"): rows})
+    monkeypatch.setattr(report, "read", lambda path: known)
+    assert report.of_other_code() == ["ppo Hopper-v4: seeds 2 3"]
+    assert "something else: ppo Hopper-v4: seeds 2 3." in report.code()
