@@ -29,7 +29,7 @@ could feed on itself. Q' and μ' are copies that follow slowly. The theorem aver
 that μ_θ visits (the text's ρ^μ); the buffer's states stand in for them.
 
 Not in the text [impl]
-    uniformly random actions in the first learning_starts steps         Fujimoto 2018
+    uniformly random actions in the first 25,000 steps                  Fujimoto 2018, later code
     256-256 ReLU units, rates and noise of TD3, so that td3.py differs in its three repairs only.
         Lillicrap: 400-300 with batch normalisation, the action from the second layer on, last
         layers within ±0.003, weight decay 0.01 for the critic, noise of Ornstein and Uhlenbeck
@@ -105,7 +105,7 @@ class Args:
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     tau: float = 0.005  # τ, share by which the targets follow [X-POLYAK]
     batch_size: int = 256  # B, transitions in each update
-    learning_starts: int = 10_000  # steps with random actions, before the first update
+    learning_starts: int = 25_000  # steps with random actions, before the first update
     exploration_noise: float = 0.1  # std of the noise, in units of the half range [AC-10b]
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # medium: fast on some CPUs
     compile: bool = False  # compile the updates: half a minute's wait, then faster updates

@@ -32,8 +32,8 @@ Where the text introduces the minimum [AC-11a] it writes the critics without pri
 the target critics, as in its [AC-11d] and in the paper.
 
 Not in the text [impl]
-    uniformly random actions in the first learning_starts steps         Fujimoto 2018
-        (there 1,000, 10,000 for HalfCheetah and Ant; 25,000 in the authors' later code)
+    uniformly random actions in the first 25,000 steps                  Fujimoto 2018, later code
+        (in the paper 1,000, 10,000 for HalfCheetah and Ant)
     256-256 ReLU units, batches of 256 (in the paper 400-300 and 100)   Fujimoto 2018, later code
     Adam 1e-3 (in that code 3e-4: here less return, on one seed)        Fujimoto 2018
     actions and noise in units of the half range of each dimension      after Fujimoto 2018, code
@@ -111,7 +111,7 @@ class Args:
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     tau: float = 0.005  # τ, share by which the targets follow [X-POLYAK]
     batch_size: int = 256  # B, transitions in each update
-    learning_starts: int = 10_000  # steps with random actions, before the first update
+    learning_starts: int = 25_000  # steps with random actions, before the first update
     exploration_noise: float = 0.1  # std of the noise, in units of the half range [AC-10b]
     policy_frequency: int = 2  # critic updates for each one of the policy and the targets [AC-11b]
     policy_noise: float = 0.2  # σ, std of the noise in the target, same units [AC-11c]

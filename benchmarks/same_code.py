@@ -26,7 +26,7 @@ from run import RESULTS, ROOT, append, code_hash, path_of, read
 
 # Episodes that end by themselves, by the time limit, and with discrete actions.
 ENV_IDS = ["Hopper-v4", "Pendulum-v1", "CartPole-v1"]
-STEPS = dict.fromkeys(["ddpg", "td3", "sac"], 10_300)  # random ones first, then 300 updates
+STEPS = dict.fromkeys(["ddpg", "td3", "sac"], 25_300)  # random ones first, then 300 updates
 DEFAULT_STEPS = 20_000  # several rollouts
 
 
