@@ -50,7 +50,7 @@ FLAGS = {
     ("reinforce_baseline", "Acrobot-v1"): "--total-timesteps 500000",
     ("a2c", "Acrobot-v1"): "--total-timesteps 500000",
     ("trpo", "Acrobot-v1"): "--total-timesteps 500000",
-    ("ppo", "Acrobot-v1"): "--total-timesteps 500000",
+    ("ppo", "Acrobot-v1"): "--total-timesteps 1000000",
     ("reinforce", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9",
     ("reinforce_baseline", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9",
     ("a2c", "Pendulum-v1"): (
