@@ -3,8 +3,8 @@
     python benchmarks/same_code.py && python benchmarks/report.py
 
 Plumbing, comments and messages change while results stand. So each version that gave a row, taken
-from its commit, trains for a short while on three environments, beside the present script with the
-same seed and flags. Only if all episodes, all parameters at the end, optimizers' state and the
+from its commit, trains for a short while on three environments (off-policy two), beside the present
+script with the same seed and flags. Only if all episodes, all parameters at the end, optimizers' state and the
 evaluation agree to the last bit, results/same_code.csv says "yes" and report.py no longer lists the
 version's rows as those of another code. What stands there is not compared again.
 
