@@ -4,9 +4,9 @@
 
 Plumbing, comments and messages change while results stand. So each version that gave a row, taken
 from its commit, trains for a short while on three environments (off-policy two), beside the present
-script with the same seed and flags. Only if all episodes, all parameters at the end, optimizers' state and the
-evaluation agree to the last bit, results/same_code.csv says "yes" and report.py no longer lists the
-version's rows as those of another code. What stands there is not compared again.
+script with the same seed and flags. Only if all episodes, all parameters at the end, the optimizers'
+state and the evaluation agree to the last bit, results/same_code.csv says "yes", and report.py no
+longer lists the version's rows as those of another code. What stands there is not compared again.
 
 All without --compile: a graph that is put together in another way rounds otherwise, and the test
 suite compares graphs with the plain update.
