@@ -473,8 +473,10 @@ def prepare(args: Args, least_steps: int) -> torch.device:
         if whole and not isinstance(number, int):
             raise ValueError(f"{name} is {number}; it must be a whole number")
     if args.total_timesteps < least_steps:
+        causes = {"num_steps", "num_envs", "learning_starts"} & vars(args).keys() or {"batch_size"}
         raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}"
+            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}: "
+            f"raise it, or lower {' or '.join(sorted(causes))}"
         )
     precision = getattr(args, "matmul_precision", "highest")
     if precision not in ("highest", "high", "medium"):

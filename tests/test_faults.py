@@ -189,18 +189,27 @@ BAD = [
     (dict(cuda=True), "no GPU"),
 ]
 BAD_PARALLEL = [
-    (dict(total_timesteps=63), "total_timesteps is 63; the first update needs 64"),
+    (
+        dict(total_timesteps=63),
+        "total_timesteps is 63; the first update needs 64: raise it, or lower num_envs or num_steps",
+    ),
     (dict(num_envs=0), "num_envs is 0"),
     (dict(num_steps=0), "num_steps is 0"),
 ]
 BAD_OF = {
     "reinforce": [
         (dict(batch_size=0), "batch_size is 0"),
-        (dict(total_timesteps=149), "total_timesteps is 149; the first update needs 150"),
+        (
+            dict(total_timesteps=149),
+            "total_timesteps is 149; the first update needs 150: raise it, or lower batch_size",
+        ),
     ],
     "a2c": BAD_PARALLEL,
     "a3c": [
-        (dict(total_timesteps=31), "total_timesteps is 31; the first update needs 32"),
+        (
+            dict(total_timesteps=31),
+            "total_timesteps is 31; the first update needs 32: raise it, or lower num_steps",
+        ),
         (dict(num_workers=0), "num_workers is 0"),
     ],
     "trpo": [*BAD_PARALLEL, (dict(gae_lambda=-0.1), "gae_lambda is -0.1")],
@@ -214,7 +223,10 @@ BAD_OF["reinforce_baseline"] = BAD_OF["reinforce"]
 for script in OFF_POLICY:
     BAD_OF[script] = [
         (dict(env_id="CartPole-v1"), "a3c.py, trpo.py and ppo.py serve Discrete ones too"),
-        (dict(total_timesteps=350), "total_timesteps is 350; the first update needs 351"),
+        (
+            dict(total_timesteps=350),
+            "total_timesteps is 350; the first update needs 351: raise it, or lower learning_starts",
+        ),
         (dict(learning_starts=-1), "learning_starts is -1"),
         (dict(batch_size=0), "batch_size is 0"),
         (dict(buffer_size=0), "buffer_size is 0"),
