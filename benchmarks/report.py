@@ -309,30 +309,44 @@ def smoothed_curves(script: str, env_id: str) -> dict[str, list[tuple[int, float
     return found
 
 
-def curves_chart(env_ids: list[str], path: Path) -> None:
+def steps_label(step: float, _: int) -> str:
+    return f"{step / 1e6:g}M" if step >= 1e6 else f"{step / 1e3:g}k" if step else "0"
+
+
+def curves_chart(path: Path, rows: list[list[tuple[str, list[str]]]]) -> None:
     """Training returns over steps: mean and 95 % interval, of few seeds their range; each seed thin.
 
-    Dashed: the mean of Stable-Baselines3's agents. At the end of the curves, in their colour: a dot
+    Dashed: the mean of Stable-Baselines3's agents. Behind the curves, in their colour: a dot
     (theirs: a square) for the mean of the evaluations, a short line for the best published value.
+
+    Args:
+        rows: of panels; a panel is an environment, and the scripts of which it shows the runs.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    width = max(map(len, rows))
     figure, axes = plt.subplots(
-        1,
-        len(env_ids),
-        figsize=(2.5 + 4.5 * len(env_ids), 4.6),
+        len(rows),
+        width,
+        figsize=(2.5 + 4.5 * width, 0.4 + 4.2 * len(rows)),
         layout="constrained",
         squeeze=False,
     )
     handles = {}
-    for axis, env_id in zip(axes[0], env_ids):
-        for script in ORDER:
-            curves = smoothed_curves(script, env_id)
-            if not curves:
-                continue
+    for axis, panel in zip(axes.flat, (panel for row in rows for panel in row), strict=True):
+        env_id, scripts = panel
+        curves_of = {script: smoothed_curves(script, env_id) for script in scripts}
+        last = {
+            script: max(step for points in curves.values() for step, _ in points)
+            for script, curves in curves_of.items()
+            if curves
+        }
+        span = max(last.values(), default=1)
+        for script in last:
+            curves = curves_of[script]
             peer = script not in OURS
             colour = plt.get_cmap("tab10")(OURS.index(script.removeprefix("sb3_")))
             for points in curves.values():
@@ -349,23 +363,31 @@ def curves_chart(env_ids: list[str], path: Path) -> None:
                 ranges = (interval(x, 400) if enough else (min(x), max(x)) for x in values)
                 low, high = zip(*ranges)
                 axis.fill_between(common, low, high, color=colour, alpha=0.15, linewidth=0)
-            own = script.removeprefix("sb3_")
-            place = OFF_POLICY.index(own) if own in OFF_POLICY else OURS.index(own)
-            end = (0.21e6 if own in OFF_POLICY else 1.02e6) + 1.2e4 * place  # beside each other
+            place = scripts.index(script) / len(scripts)  # those that end together: side by side
+            end = last[script] + (0.02 + 0.12 * place) * span
             if best := PUBLISHED.get((script, env_id)):
-                axis.plot([end, end + 5e4], [best[0]] * 2, color=colour, linewidth=2.5)
+                axis.plot([end, end + 0.05 * span], [best[0]] * 2, color=colour, linewidth=2.5)
             mean = statistics.mean(
                 float(row["evaluation_return"]) for row in cells()[script, env_id]
             )
-            axis.plot(end + 2.5e4, mean, "s" if peer else "o", color=colour, markersize=5)
+            mark = "s" if peer else "o"
+            axis.plot(end + 0.025 * span, mean, mark, color=colour, markersize=5)
         axis.set_title(env_id, fontsize=10)
-        axis.set_xlabel("environment steps")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.ticklabel_format(axis="x", style="plain")
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x else "0")
-    axes[0][0].set_ylabel("training return")
-    names = [label(script) for script in handles]
-    figure.legend(handles.values(), names, loc="outside right center", fontsize=8)
+        ticks = plt.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, span)
+        axis.set_xticks([x for x in ticks if x < 1.02 * span])
+        axis.xaxis.set_major_formatter(steps_label)
+    for axis in axes[-1]:
+        axis.set_xlabel("environment steps")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("training return")
+    shown = sorted(handles, key=ORDER.index)
+    figure.legend(
+        [handles[script] for script in shown],
+        [label(script) for script in shown],
+        loc="outside right center",
+        fontsize=8,
+    )
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -577,8 +599,20 @@ def main() -> None:
         },
         "README.md": {"headline": headline(), "peers": peers()},
     }  # fmt: skip
-    curves_chart(MUJOCO, RESULTS / "returns.png")
-    curves_chart(MUJOCO[:1], RESULTS / "halfcheetah.png")
+    off_policy = [script for script in ORDER if script.removeprefix("sb3_") in OFF_POLICY]
+    on_policy = [script for script in ORDER if script not in off_policy]
+    curves_chart(RESULTS / "halfcheetah.png", [[(MUJOCO[0], OURS)]])
+    curves_chart(
+        RESULTS / "returns.png",
+        [[(env_id, scripts) for env_id in MUJOCO] for scripts in (on_policy, off_policy)],
+    )
+    curves_chart(
+        RESULTS / "classic_control.png",
+        [
+            [("CartPole-v1", on_policy), ("Acrobot-v1", on_policy)],
+            [("Pendulum-v1", on_policy), ("Pendulum-v1", off_policy)],
+        ],
+    )
     if speeds("peers") and speeds("limits", "matrix products, GFLOP/s"):
         speed_chart(RESULTS / "speed.png")
     for page, contents in contents_of.items():
