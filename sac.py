@@ -47,8 +47,8 @@ Not in the text [impl]
     matrix products in float32; --matmul-precision medium is less exact on a GPU, and with AMX
 
 Changed from td3.py
-    the squashed Gaussian takes the place of μ and its noises; −α log π in the target and in the
-    policy's loss, with the smaller of both values; the temperature; two step sizes; no delay.
+    the squashed Gaussian takes the place of μ, its noises and μ'; −α log π in the target and in
+    the policy's loss, with the smaller of both values; the temperature; no delay.
 
 Run
     python sac.py --env-id HalfCheetah-v4
@@ -119,7 +119,7 @@ class Args:
     batch_size: int = 256  # B, transitions in each update
     learning_starts: int = 10_000  # steps with random actions, before the first update
     policy_frequency: int = 1  # critic updates for each one of the policy and the temperature
-    alpha: float = 0.2  # α, worth of a nat of entropy [AC-12a]; with autotune, at the start
+    alpha: float = 0.2  # α, weight of the entropy [AC-12a]; with autotune, its first value
     autotune: bool = True  # move α so that the entropy stays near H̄ [X-ALPHA]
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # medium: fast on some CPUs
     compile: bool = False  # compile the updates: half a minute's wait, then faster updates
@@ -135,7 +135,7 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """π_θ(a|s), a squashed Gaussian; the bounds of the action space are −1 and +1 here. [impl]
+    """π_θ(a|s), a squashed Gaussian, in units in which the bounds are −1 and +1. [impl]
 
     Raises:
         ValueError: if the actions are not a Box of floats with finite bounds.
@@ -302,7 +302,7 @@ class ReplayBuffer:
 
     def add(self, *transition: np.ndarray | float) -> None:
         """Stores obs, action, reward, next_obs, terminated, if full in place of the oldest row."""
-        for array, value in zip(self.arrays.values(), transition):
+        for array, value in zip(self.arrays.values(), transition, strict=True):
             array[self.next] = value  # [X-REPLAY]
         self.next = (self.next + 1) % self.size
         self.filled = min(self.filled + 1, self.size)
@@ -343,7 +343,7 @@ def train(args: Args) -> Path:
         FloatingPointError: when an observation, a reward, a loss or a parameter is not finite.
         OSError: when the run's folder cannot be written.
     """
-    device = prepare(args, least_steps=args.learning_starts + 1)
+    device = prepare(args, least_steps=args.learning_starts + args.policy_frequency)
     if args.autotune and args.alpha == 0:
         raise ValueError("alpha is 0, from where it cannot move; start above 0, or --no-autotune")
     env = make_env(args.env_id)
@@ -406,17 +406,17 @@ def train(args: Args) -> Path:
     if args.compile:
         critic_update = compiled(critic_update, device, critic_optimizer)
         actor_update = compiled(actor_update, device, actor_optimizer, alpha_optimizer)
-    # In a resumed run too a fixed α is that of the flag; and from a fixed 0 it could not move.
+    # For a resumed run: a fixed α is the flag's, and an α that was fixed at 0 starts anew.
     if not args.autotune or temperature() < 1e-20:
         temperature.load_state_dict(Temperature(args.alpha).state_dict())
 
-    if run.step == 0:  # seeded once; a resumed run has its random generator back
+    if run.step == 0:  # seeds, once; the loop resets; a resumed run has its generator back
         env.reset(seed=10**6 * args.seed)
-    done, rest, critic_logs, actor_logs = True, True, [], []
-    while run.step < args.total_timesteps and not (run.interrupted and rest):
+    done, pause, critic_logs, actor_logs = True, True, [], []
+    while run.step < args.total_timesteps and not (run.interrupted and pause and not critic_logs):
         if done:
-            obs, started = env.reset()[0], run.step
-        obs = np.array(obs, np.float32)  # (O,); a copy: some environments write into their own
+            obs, first_step = np.array(env.reset()[0], np.float32), run.step  # (O,)
+            run.check_finite(observation=obs)
 
         # 2. Play a ∼ π_θ(·|s); [impl] at first any action.
         with torch.inference_mode():
@@ -426,6 +426,7 @@ def train(args: Args) -> Path:
                 action, _ = actor.sample(torch.as_tensor(obs, device=device))
             env_action = actor.to_env(action).numpy(force=True)
         next_obs, reward, terminated, truncated, info = env.step(env_action)
+        next_obs = np.array(next_obs, np.float32)  # a copy: some environments write into their own
         run.step += 1
         run.check_finite(action=env_action, observation=next_obs, reward=reward)
 
@@ -452,10 +453,9 @@ def train(args: Args) -> Path:
             polyak_update(critic1, critic1_target, args.tau)
             polyak_update(critic2, critic2_target, args.tau)
 
-        # A run may stop at an episode's end: resumed from there it is the same run. Elsewhere only
-        # where no end comes for long, or no more steps do.
-        rest = done or run.step == args.total_timesteps or (run.step - started) % 10_000 == 0
-        if actor_logs and rest:
+        # Resumed at an episode's end, it is the same run. Without one, it pauses each 10,000 steps.
+        pause = done or run.step == args.total_timesteps or (run.step - first_step) % 10_000 == 0
+        if pause and actor_logs:
             loss, q_value = torch.stack(critic_logs).mean(0)
             policy_loss, entropy, alpha = torch.stack(actor_logs).mean(0)
             metrics = dict(policy_loss=policy_loss, entropy=entropy, alpha=alpha)
@@ -562,8 +562,11 @@ def prepare(args: Args, least_steps: int) -> torch.device:
             raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
         if whole and not isinstance(number, int):
             raise ValueError(f"{name} is {number}; it must be a whole number")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
+        raise ValueError("torchrun would repeat the whole run in each process; use python")
     if args.total_timesteps < least_steps:
-        causes = {"num_steps", "num_envs", "learning_starts"} & vars(args).keys() or {"batch_size"}
+        causes = {"num_steps", "num_envs", "learning_starts", "policy_frequency"}
+        causes = causes & vars(args).keys() or {"batch_size"}
         raise ValueError(
             f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}: "
             f"raise it, or lower {' or '.join(sorted(causes))}"
@@ -573,8 +576,6 @@ def prepare(args: Args, least_steps: int) -> torch.device:
         raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
     if args.cuda and not torch.cuda.is_available():
         raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
-        raise ValueError("torchrun would repeat the whole run in each process; use python")
     if getattr(args, "compile", False):
         try:
             torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
@@ -602,12 +603,15 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat observations; an episode's last info has its return and length.
 
     Raises:
+        UnregisteredEnv: Gymnasium's error, if it does not know the id.
         ValueError: if the observations cannot become a flat vector.
     """
-    if video_folder is None:
-        env = gym.make(env_id)
-    else:
-        env = gym.make(env_id, render_mode="rgb_array")
+    try:
+        env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
+    except gym.error.UnregisteredEnv as error:
+        hint = "Your own needs its module: --env-id my_module:MyEnv-v0. Atari is not served."
+        raise type(error)(f"{error} {hint}") from None
+    if video_folder:
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = EpisodeInfo(gym.wrappers.RecordEpisodeStatistics(env))
     space = env.observation_space
@@ -627,14 +631,34 @@ class EpisodeInfo(gym.Wrapper):
         return *transition, {name: info[name] for name in info if name == "episode"}
 
 
+def random_state(env: gym.Env) -> dict:
+    """The state of an environment's random generator, in plain Python numbers."""
+    generator = env.unwrapped.np_random
+    if isinstance(generator, np.random.RandomState):  # NumPy's older kind; dm_control has it
+        state = generator.get_state(legacy=False)
+    else:
+        state = generator.bit_generator.state
+    return json.loads(json.dumps(state, default=np.ndarray.tolist))
+
+
+def set_random_state(env: gym.Env, state: dict) -> None:
+    generator = env.unwrapped.np_random
+    if isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    else:
+        generator.bit_generator.state = state
+
+
 def check_video(env_id: str) -> None:
     """Raises ValueError if the episodes of this environment cannot be recorded here."""
-    env = gym.make(env_id, render_mode="rgb_array")
     try:
         importlib.import_module("moviepy")
+        env = gym.make(env_id, render_mode="rgb_array")
         env.reset()
         env.render()
         env.close()
+    except gym.error.UnregisteredEnv:  # it has nothing to do with videos
+        raise
     except Exception as error:
         raise ValueError(
             f"capture_video is set, but {env_id} cannot be recorded here: {error!r}. It needs "
@@ -723,7 +747,7 @@ class Run:
             arguments = {name: value for name, value in vars(args).items() if name != "resume"}
             versions = {"python": platform.python_version()}
             for package in ("torch", "gymnasium", "numpy", "mujoco"):
-                if importlib.util.find_spec(package):
+                with suppress(ModuleNotFoundError):  # MuJoCo may be missing
                     versions[package] = version(package)
             content = {"script": self.script, "args": arguments, "versions": versions}
             self.write_json("args.json", content)
@@ -759,6 +783,13 @@ class Run:
         self.recent_returns.append(float(episode_return))
         row = {"step": self.step, "return": float(episode_return), "length": int(length)}
         self.write_row("episodes", row | {"seconds": self.seconds()})
+        self.move_bar()
+
+    def move_bar(self) -> None:
+        """Shows on the progress bar the steps so far, and the mean return."""
+        if self.recent_returns:
+            self.bar.set_postfix_str(f"return {np.mean(self.recent_returns):,.1f}", refresh=False)
+        self.bar.update(self.step - self.bar.n)
 
     def check_finite(self, **values: Tensor | np.ndarray | float) -> None:
         """Raises FloatingPointError if one of the named values has a NaN or an infinity in it."""
@@ -771,6 +802,14 @@ class Run:
                 "the environment that gave such numbers, lower the learning rate."
             )
 
+    def network_sums(self) -> dict[str, float]:
+        """Of each network the sum over its parameters and statistics: finite if all of them are."""
+        return {
+            name: float(sum(x.double().sum() for x in part.state_dict().values()))
+            for name, part in self.state.items()
+            if isinstance(part, nn.Module)
+        }
+
     def log_update(self, **metrics: Tensor | float) -> None:
         """Logs an update, moves the progress bar, and saves a checkpoint when one is due.
 
@@ -778,19 +817,13 @@ class Run:
             FloatingPointError: if a metric, a parameter or a running statistic is not finite.
         """
         metrics = {name: float(number) for name, number in metrics.items()}
-        networks = [
-            (name, part) for name, part in self.state.items() if isinstance(part, nn.Module)
-        ]
-        sums = {name: sum(x.sum() for x in part.state_dict().values()) for name, part in networks}
-        self.check_finite(**metrics, **{name: float(total) for name, total in sums.items()})
+        self.check_finite(**metrics, **self.network_sums())
         steps, seconds = self.step - self.last_step, self.seconds()
         row = {"step": self.step, "seconds": seconds}
         row["steps_per_second"] = steps / (seconds - self.last_seconds)
         self.last_step, self.last_seconds = self.step, seconds
         self.write_row("updates", row | metrics)
-        if self.recent_returns:
-            self.bar.set_postfix_str(f"return {np.mean(self.recent_returns):,.1f}", refresh=False)
-        self.bar.update(steps)
+        self.move_bar()
         if self.step - self.saved_step >= self.args.checkpoint_every:
             self.save()
 
@@ -807,7 +840,8 @@ class Run:
             print(f"Stopped and saved at step {self.step}. To go on: {self.resume_command}")
             raise SystemExit(130)  # what a shell expects after Ctrl-C
         videos = self.folder / "videos" if self.args.capture_video else None
-        seed = 10**15 + self.args.seed  # one that training never reaches
+        # One that training does not use; of 32 bits, since some environments take no more.
+        seed = (10**6 * self.args.seed + 999_999) % 2**32
         returns = evaluate(actor, self.args.env_id, self.args.eval_episodes, seed, videos)
         summary = {
             "step": self.step,
@@ -835,7 +869,9 @@ class Run:
         """Ctrl-C or SIGTERM: the loop ends where a checkpoint may be; a second one: at once."""
         self.on_signal(None)
         self.interrupted = True
-        self.bar.write("Stopping where the run can go on. Once more stops at once, without saving.")
+        self.bar.write(
+            "Stopping after this update or episode, and saving. Once more stops at once."
+        )
 
     def on_signal(self, handler: Callable | None) -> None:
         """Sets what Ctrl-C and SIGTERM do; None: what they do anyway."""
@@ -886,7 +922,12 @@ class Run:
                 temporary.unlink(missing_ok=True)
 
     def save(self) -> None:
-        """Writes checkpoint.pt; the rows of the CSV files up to this step have gone out already."""
+        """Writes checkpoint.pt; the rows of the CSV files up to this step have gone out already.
+
+        Raises:
+            FloatingPointError: if a parameter or a running statistic is not finite.
+        """
+        self.check_finite(**self.network_sums())
         numpy_state = [
             x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()
         ]
@@ -897,7 +938,7 @@ class Run:
             "state": {name: part.state_dict() for name, part in self.state.items()},
             "random": [random.getstate(), numpy_state, torch.get_rng_state()],
             "cuda_random": torch.cuda.get_rng_state() if self.args.cuda else None,
-            "env_random": self.env.unwrapped.np_random.bit_generator.state if self.env else {},
+            "env_random": random_state(self.env) if self.env else {},
         }
         self.replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
         self.saved_step = self.step
@@ -927,7 +968,7 @@ class Run:
         if self.args.cuda and checkpoint["cuda_random"] is not None:
             torch.cuda.set_rng_state(checkpoint["cuda_random"])
         if self.env:
-            self.env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
+            set_random_state(self.env, checkpoint["env_random"])
         self.recent_returns.extend(checkpoint["recent_returns"])
         self.step = self.saved_step = checkpoint["step"]
         for path in self.folder.glob("*.csv"):

@@ -93,7 +93,15 @@ def code_hash(text: str) -> str:
             node
         ):
             node.body[0].value.value = ""
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:10]
+    return hashlib.sha256(repr(plain(tree)).encode()).hexdigest()[:10]
+
+
+def plain(node: object) -> object:
+    """A syntax tree in lists, without empty fields: newer versions of Python have more of them."""
+    if isinstance(node, ast.AST):
+        fields = [(name, plain(x)) for name, x in ast.iter_fields(node) if x not in (None, [])]
+        return type(node).__name__, fields
+    return [plain(x) for x in node] if isinstance(node, list) else node
 
 
 def commit(scripts: list[str]) -> str:

@@ -80,7 +80,7 @@ def main() -> None:
 
     env, returns = gym.make(args.env_id), []
     for episode in range(args.eval_episodes):
-        obs, _ = env.reset(seed=10**15 + args.seed if episode == 0 else None)
+        obs, _ = env.reset(seed=10**6 * args.seed + 999_999 if episode == 0 else None)
         returns.append(0.0)
         done = False
         while not done:

@@ -67,6 +67,25 @@ class NanObservation(Probe):
         return np.full(1, np.nan if self.t >= 50 else 1.0, np.float32)
 
 
+class NanReset(Probe):
+    """Observes NaN at the start of its third episode."""
+
+    starts = 0
+
+    def observation(self):
+        self.starts += self.t == 0
+        return np.full(1, np.nan if self.starts == 3 and self.t == 0 else 1.0, np.float32)
+
+
+class Huge(Probe):
+    """Observes, from the 50th step of an episode on, what float32 cannot hold."""
+
+    observation_space = Box(-np.inf, np.inf, (1,), np.float64)
+
+    def observation(self):
+        return np.full(1, 1e39 if self.t >= 50 else 1.0)
+
+
 class OneStep(Probe):
     """Pays 7 and ends."""
 
@@ -82,6 +101,27 @@ class Chance(Probe):
 
     def outcome(self, action):
         return self.t + float(action), bool(self.np_random.random() < 0.2)
+
+
+class OldGenerator(Chance):
+    """Random numbers as dm_control's environments have them: from NumPy's older kind of generator,
+    whose seeds have 32 bits, and which keeps every second normal number for the next call."""
+
+    def __init__(self):
+        self.generator = np.random.RandomState(0)
+
+    @property
+    def np_random(self):
+        return self.generator
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.generator = np.random.RandomState(seed)
+        self.t = 0
+        return self.observation(), {}
+
+    def observation(self):
+        return np.tanh(self.np_random.randn(1)).astype(np.float32)
 
 
 class Narrow(Probe):
@@ -105,9 +145,9 @@ class Slow(Probe):
 
 
 class Lopsided(Probe):
-    """A 2 × 1 box of actions with different bounds in each dimension; remembers what it was given."""
+    """A 1 × 2 box of actions with different bounds in each dimension; remembers what it was given."""
 
-    action_space = Box(np.array([[-1.0], [2.0]], np.float32), np.array([[3.0], [2.5]], np.float32))
+    action_space = Box(np.array([[-1.0, 2.0]], np.float32), np.array([[3.0, 2.5]], np.float32))
     taken = []
 
     def outcome(self, action):
@@ -145,7 +185,7 @@ class Unbounded(Probe):
 class Wide(Probe):
     """Bounds that float32 cannot hold."""
 
-    action_space = Box(-1e300, 1e300, (1,), np.float64)
+    action_space = Box(-1e300, 1e300, (2,), np.float64)
 
     def outcome(self, action):
         assert self.action_space.contains(action), action
@@ -188,7 +228,7 @@ class Sign(gym.ActionWrapper):
 
 
 for name, limit in {
-    "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "Slow": 20, "OneStep": 5, "Lopsided": 20, "Chance": 20, "Narrow": 20,
+    "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "NanReset": 20, "Huge": 200, "OldGenerator": 20, "Slow": 20, "OneStep": 5, "Lopsided": 20, "Chance": 20, "Narrow": 20,
     "Nested": 20, "Lists": 20, "Reuse": 10, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20, "Wide": 20,
     "Raises": 200,
 }.items():  # fmt: skip
@@ -199,6 +239,7 @@ for name, limit in {
         max_episode_steps=limit,
     )
 
+gym.register("BoxBoth-v0", entry_point=lambda **x: Sign(OneStep(**x)), max_episode_steps=1)
 gym.register("Endless-v0", entry_point=lambda **settings: Sign(Probe(**settings)))
 
 gym.register(

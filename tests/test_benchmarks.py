@@ -295,7 +295,7 @@ def test_equal_is_to_the_last_bit():
 def test_a_change_of_the_algorithm_is_found(monkeypatch):
     monkeypatch.setattr(same_code, "DEFAULT_STEPS", 4096)
     text = (ROOT / "ppo.py").read_text()
-    message = text.replace("Stopping where the run can go on", "Stopping")
+    message = text.replace("Stopping after this update", "Stopping")
     constant = text.replace("gae_lambda: float = 0.95", "gae_lambda: float = 0.951")
     assert message != text != constant
     runs = [same_code.train(x, "ppo", "CartPole-v1") for x in (text, message, constant)]

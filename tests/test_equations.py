@@ -1399,8 +1399,8 @@ def test_unclipped_actions_are_scored(monkeypatch):
         total_timesteps=64, num_minibatches=1, update_epochs=1,
     )  # fmt: skip
     assert seen[0].actions.abs().max() > 1
-    taken = np.array(probes.Lopsided.taken)  # (64, 2, 1), checked against the bounds by the probe
-    assert taken.shape == (64, 2, 1) and (taken == 3.0).any() and (taken == 2.0).any()
+    taken = np.array(probes.Lopsided.taken)  # (64, 1, 2), checked against the bounds by the probe
+    assert taken.shape == (64, 1, 2) and (taken == 3.0).any() and (taken == 2.0).any()
 
 
 def test_target_kl_prevents_the_next_epoch(monkeypatch):

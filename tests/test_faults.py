@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import time
 
 import gymnasium as gym
 import numpy as np
+import probes
 import pytest
 import torch
 from conftest import (
@@ -119,6 +121,34 @@ def test_interrupt_saves(script, number, tmp_path):
     assert not (folder / "summary.json").exists()
 
 
+@pytest.mark.parametrize("script", [script for script in ("td3", "sac") if script in SCRIPTS])
+def test_interrupt_between_two_updates_of_the_policy(script, monkeypatch):
+    """The run goes on until a row tells of all updates: then it is the same as one not stopped."""
+    module, runs, steps = importlib.import_module(script), [], []
+    init, outcome = module.Run.__init__, probes.OneStep.outcome
+
+    def spy_init(run, *args, **parts):
+        runs.append(run)
+        init(run, *args, **parts)
+
+    def spy(env, action):
+        steps.append(action)
+        if len(steps) == 71:  # the 21st update
+            runs[0].interrupt()
+        return outcome(env, action)
+
+    monkeypatch.setattr(module.Run, "__init__", spy_init)
+    monkeypatch.setattr(probes.OneStep, "outcome", spy)
+    settings = TINY[script] | dict(env_id=probe(script, "OneStep"), policy_frequency=2)
+    settings |= dict(learning_starts=50, total_timesteps=100, eval_episodes=0)
+    with pytest.raises(SystemExit):
+        module.train(module.Args(**settings))
+    assert runs[0].step == 72
+    folder = module.train(module.Args(**settings, resume=runs[0].folder))
+    unbroken = module.train(module.Args(**settings))
+    assert without_clock(folder / "updates.csv") == without_clock(unbroken / "updates.csv")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_resume_of_a_finished_run_only_evaluates(script):
     folder = command_line(script, env_id="Pendulum-v1", **TINY[script])
@@ -225,7 +255,7 @@ for script in OFF_POLICY:
         (dict(env_id="CartPole-v1"), "a3c.py, trpo.py and ppo.py serve Discrete ones too"),
         (
             dict(total_timesteps=350),
-            "total_timesteps is 350; the first update needs 351: raise it, or lower learning_starts",
+            "total_timesteps is 350; the first update needs 35[12]: raise it, or lower learning_starts",
         ),
         (dict(learning_starts=-1), "learning_starts is -1"),
         (dict(batch_size=0), "batch_size is 0"),
@@ -237,6 +267,10 @@ for script in OFF_POLICY:
             "matmul_precision is low; it must be highest, high or medium",
         ),
     ]
+for script in ("td3", "sac"):  # an update of the policy
+    bad = dict(total_timesteps=399, policy_frequency=50)
+    message = "the first update needs 400: raise it, or lower learning_starts or policy_frequency"
+    BAD_OF[script].append((bad, message))
 
 
 @pytest.mark.parametrize(
@@ -295,7 +329,7 @@ def test_bad_resume(script, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_unknown_environment(script, tmp_path):
-    with pytest.raises(gym.error.NameNotFound, match="Did you mean.*HalfCheetah"):
+    with pytest.raises(gym.error.NameNotFound, match="Did you mean.*HalfCheetah.*my_module:MyEnv"):
         command_line(script, env_id="HalfCheeta-v4")
     assert not (tmp_path / "runs").exists()
 
@@ -313,7 +347,8 @@ def test_unknown_flag(script, capsys):
 
 
 @pytest.mark.parametrize(
-    "env_id, name", [("NanReward", "reward"), ("NanObservation", "observation")]
+    "env_id, name",
+    [("NanReward", "reward"), ("NanObservation", "observation"), ("Huge", "observation")],
 )
 @pytest.mark.parametrize("script", PARALLEL + SINGLE)
 def test_not_finite(script, env_id, name, tmp_path):
@@ -337,6 +372,39 @@ def test_not_finite(script, env_id, name, tmp_path):
         assert all(np.isfinite(list(row.values())).all() for row in table(path))
 
 
+@pytest.mark.parametrize("script", [script for script in OFF_POLICY if script in SCRIPTS])
+def test_first_observation_is_not_finite(script):
+    """It is named before a random action is stored with it."""
+    module = importlib.import_module(script)
+    with pytest.raises(FloatingPointError, match="not finite at step 20: observation"):
+        module.train(module.Args(env_id=probe(script, "NanReset"), **TINY[script]))
+
+
+@pytest.mark.parametrize("script", [script for script in ("td3", "sac") if script in SCRIPTS])
+def test_critics_that_diverge_behind_the_last_row(script, tmp_path, monkeypatch):
+    """Updates of the critics that none of the policy follows have no row; they are checked too."""
+    module, calls = importlib.import_module(script), []
+    target = module.td_target
+
+    def spy(*args):
+        calls.append(args)
+        return target(*args) * (math.inf if len(calls) > 60 else 1.0)
+
+    monkeypatch.setattr(module, "td_target", spy)
+    settings = TINY[script] | dict(
+        env_id=probe(script, "Counter"),
+        policy_frequency=50,
+        learning_starts=50,
+        total_timesteps=140,
+    )
+    with pytest.raises(FloatingPointError, match="not finite at step 140: critic1.*step 100"):
+        module.train(module.Args(**settings | dict(checkpoint_every=10)))
+    assert len(calls) == 90
+    checkpoint = torch.load(only_folder(tmp_path) / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 100
+    assert all(x.isfinite().all() for x in checkpoint["state"]["critic1"].values())
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_diverged_parameters(script, tmp_path):
     """A learning rate beyond all reason breaks the parameters, not the checkpoint."""
@@ -346,7 +414,7 @@ def test_diverged_parameters(script, tmp_path):
     if script in OFF_POLICY:  # the next action already shows it
         broken = "action"
     with pytest.raises(FloatingPointError, match=f"{broken}.*still holds step 0"):
-        module.train(module.Args(**settings | {rate: 1e38}))
+        module.train(module.Args(**settings | {rate: 1e39}))  # beyond float32
     checkpoint = torch.load(only_folder(tmp_path) / "checkpoint.pt", weights_only=True)
     for value in checkpoint["state"][MAIN_RATE.get(script, ("actor",))[0]].values():
         assert value.isfinite().all()

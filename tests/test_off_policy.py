@@ -170,16 +170,21 @@ def test_successors_and_time_limits(module, monkeypatch):
 
 @off_policy
 def test_terminations_are_stored(module, monkeypatch):
-    *_, terminations = stored(module, monkeypatch, "probes:BoxOneStep-v0", total_timesteps=60)
-    assert terminations.all()
+    for env_id in (
+        "probes:BoxOneStep-v0",
+        "probes:BoxBoth-v0",
+    ):  # the latter's time limit is 1 step
+        *_, terminations = stored(module, monkeypatch, env_id, total_timesteps=60)
+        assert terminations.all()
 
 
 @off_policy
 def test_stored_action_is_the_one_that_was_played(module, monkeypatch):
     Lopsided.taken.clear()  # bounds [−1, 3] and [2, 2.5]
     settings = dict(total_timesteps=60, learning_starts=30)
-    _, actions, *_ = stored(module, monkeypatch, "probes:Lopsided-v0", **settings)
-    played = np.array(Lopsided.taken)[:, :, 0]
+    _, actions, rewards, *_ = stored(module, monkeypatch, "probes:Lopsided-v0", **settings)
+    played = np.array(Lopsided.taken)[:, 0]
+    np.testing.assert_allclose(rewards, -np.abs(played).sum(1), rtol=1e-6)  # the environment's own
     assert np.abs(actions).max() <= 1
     np.testing.assert_allclose(played, np.array([1, 2.25]) + actions * [2, 0.25], atol=1e-6)
 
@@ -187,7 +192,7 @@ def test_stored_action_is_the_one_that_was_played(module, monkeypatch):
 @off_policy
 def test_random_actions_before_the_start(module, monkeypatch):
     """Uniform over the box, per dimension: mean 0, variance ⅓, all of [−1, 1]."""
-    settings = dict(total_timesteps=4000, learning_starts=3999)
+    settings = dict(total_timesteps=4001, learning_starts=3999)
     _, actions, *_ = stored(module, monkeypatch, "probes:Lopsided-v0", **settings)
     actions = actions[:3999]
     assert np.abs(actions.mean(0)).max() < 4 * math.sqrt(1 / 3 / 3999)
@@ -603,9 +608,10 @@ def test_critic_loss_of_whole_updates(module, monkeypatch):
             torch.set_rng_state(generator)
             mean, log_std = nets["actor"].net(next_obs).chunk(2, -1)
             noise = torch.randn(mean.shape)
-            next_action = torch.tanh(mean + log_std.exp() * noise)
+            u = (mean + log_std.exp() * noise).double()  # float32's 1 − tanh²u may be 0
+            next_action = torch.tanh(u).float()
             log_prob = -(noise**2) / 2 - log_std - math.log(2 * math.pi) / 2
-            log_prob = (log_prob - torch.log(1 - next_action**2)).sum(1)
+            log_prob = (log_prob - torch.log(1 - torch.tanh(u) ** 2).float()).sum(1)
             bonus = -nets["temperature"].log_alpha.exp() * log_prob
         else:
             next_action, bonus = torch.tanh(nets["actor_target"].net(next_obs)), 0.0
@@ -613,6 +619,10 @@ def test_critic_loss_of_whole_updates(module, monkeypatch):
         next_q = torch.stack([q(nets[f"{name}_target"], next_obs, next_action) for name in names])
         y = torch.where(terminated, reward, reward + 0.9 * (next_q.min(0).values + bonus))
         losses.append(sum(((q(nets[name], obs, action) - y) ** 2).mean() for name in names).item())
+        weights = [nets[name].net[0].weight for name in names]
+        assert (
+            not torch.equal(weights[0], weights[-1]) or module is ddpg
+        )  # equal ones would stay so
     assert len(losses) == 20 and any(batch[4].any() for _, batch, _ in updates)
     steps, logged = [60, *(row["step"] for row in rows)], [row["q_loss"] for row in rows]
     ends = [int(step) - 60 for step in steps]
@@ -960,7 +970,10 @@ def test_environment_that_writes_into_its_observation(module):
 
 @off_policy
 def test_updates_from_the_first_step(module):
-    module.train(tiny(module, total_timesteps=60, learning_starts=0))
+    settings = dict(policy_frequency=1) if module is td3 else {}
+    folder = module.train(tiny(module, total_timesteps=60, learning_starts=0, **settings))
+    for name in ("critic_optimizer", "actor_optimizer"):
+        assert state_of(folder)[name]["state"][0]["step"] == 60
 
 
 @off_policy

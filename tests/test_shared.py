@@ -28,6 +28,8 @@ SHARED = {
     "EpisodeInfo": ORDER,
     "check_video": ORDER,
     "is_bounded_box": ORDER,
+    "random_state": ORDER,
+    "set_random_state": ORDER,
     "flat_bounds": ORDER,
     "evaluate": ORDER,
     "Run": ORDER,

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo
@@ -68,7 +69,7 @@ def test_train(script, env_id, monkeypatch):
             still = torch.equal(before, checkpoint["state"][network][name])
             assert still == (name in BOUNDS), f"{network}.{name}"
     summary = json.loads((folder / "summary.json").read_text())
-    returns = module.evaluate(actor, env_id, args.eval_episodes, 10**15 + args.seed)
+    returns = module.evaluate(actor, env_id, args.eval_episodes, 10**6 * args.seed + 999_999)
     assert returns == summary["evaluation_returns"]
     assert module.evaluate(actor, env_id, 2, seed=5) == module.evaluate(actor, env_id, 2, seed=5)
 
@@ -195,6 +196,38 @@ def test_environments_are_seeded_once(script, monkeypatch):
         total = settings["total_timesteps"] + 100
         module.train(module.Args(**settings | dict(resume=folder, total_timesteps=total)))
         assert seeds and not any(seeds)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_older_random_generators(script):
+    """dm_control's: their seeds have 32 bits, also that of the evaluation, of however large a seed."""
+    module = importlib.import_module(script)
+    settings = TINY[script] | dict(env_id=probe(script, "OldGenerator"))
+    folder = module.train(module.Args(**settings, seed=4294))
+    module.train(module.Args(**settings, seed=4294, resume=folder))
+    env = module.make_env(settings["env_id"])
+    env.reset(seed=1)
+    draw = env.unwrapped.np_random.standard_normal
+    draw(2)  # with the observation's an odd number: the generator holds one more
+    state = module.random_state(env)
+    numbers = draw(700)  # more than its state has words
+    module.set_random_state(env, state)
+    np.testing.assert_array_equal(draw(700), numbers)
+    torch.save(state, "state.pt")
+    assert torch.load("state.pt", weights_only=True) == state
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_progress_before_the_first_update(script):
+    """Each episode moves the bar: the first update may be long in coming."""
+    module = importlib.import_module(script)
+    run = module.Run(module.Args(env_id="Pendulum-v1", total_timesteps=100))
+    run.step = 30
+    run.log_episode(7.0, 30)
+    assert run.bar.n == 30 and "return 7.0" in str(run.bar)
+    run.step = 40
+    run.log_update(loss=1.0)
+    assert run.bar.n == 40
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
