@@ -36,7 +36,7 @@ Not in the text [impl]
         (θ = 0.15, σ = 0.2); and --policy-lr 1e-4 --tau 0.001 --batch-size 64
     actions and noise in units of the half range of each dimension      Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
-    matrix products in float32; --matmul-precision medium is less exact on a GPU, and with AMX
+    matrix products in float32; --matmul-precision medium: less exact, faster on GPUs and with AMX
 
 Run
     python ddpg.py --env-id HalfCheetah-v4

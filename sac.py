@@ -44,7 +44,7 @@ Not in the text [impl]
     step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
     actions and H̄ in units in which the bounds are −1 and +1            Haarnoja 2018b
     time limits bootstrap                                               Pardo 2018
-    matrix products in float32; --matmul-precision medium is less exact on a GPU, and with AMX
+    matrix products in float32; --matmul-precision medium: less exact, faster on GPUs and with AMX
 
 Changed from td3.py
     the squashed Gaussian takes the place of μ, its noises and μ'; −α log π in the target and in

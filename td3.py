@@ -39,7 +39,7 @@ Not in the text [impl]
     actions and noise in units of the half range of each dimension      after Fujimoto 2018, code
     μ'(s') + ε is clipped to the bounds                                 Fujimoto 2018, code
     time limits bootstrap                                               Pardo 2018
-    matrix products in float32; --matmul-precision medium is less exact on a GPU, and with AMX
+    matrix products in float32; --matmul-precision medium: less exact, faster on GPUs and with AMX
 
 Changed from ddpg.py
     two critics, the smaller of whose values makes the target; clipped_noise on the target's action;

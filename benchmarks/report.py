@@ -591,14 +591,18 @@ def code() -> str:
     return "  No row is of a script that does something else than the present one."
 
 
-def main() -> None:
-    contents_of = {
+def contents_of() -> dict[str, dict[str, str]]:
+    """page → marker → the text between."""
+    return {
         "benchmarks.md": {
             "returns": returns(), "sources": sources(), "trials": trials(), "places": places(), "code": code(), "ablations": ablations.table(), "across": across(), "peers": peers(), "profiles": profiles(), "start": start(),
             "envs": sweep("envs"), "threads": sweep("threads"), "buffer": sweep("buffer"), "processes": sweep("processes"),
         },
         "README.md": {"headline": headline(), "peers": peers()},
     }  # fmt: skip
+
+
+def main() -> None:
     off_policy = [script for script in ORDER if script.removeprefix("sb3_") in OFF_POLICY]
     on_policy = [script for script in ORDER if script not in off_policy]
     curves_chart(RESULTS / "halfcheetah.png", [[(MUJOCO[0], OURS)]])
@@ -615,7 +619,7 @@ def main() -> None:
     )
     if speeds("peers") and speeds("limits", "matrix products, GFLOP/s"):
         speed_chart(RESULTS / "speed.png")
-    for page, contents in contents_of.items():
+    for page, contents in contents_of().items():
         text = (ROOT / page).read_text()
         for name, content in contents.items():
             text = fill(text, name, content)

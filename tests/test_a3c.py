@@ -3,13 +3,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, only_folder, probe, run, start, table
+from conftest import ROOT, TINY, environment, only_folder, probe, run, start, table
 
 import a2c
 import a3c
@@ -213,6 +215,19 @@ def under_way(tmp_path, process) -> Path:
             return files[0].parent
         time.sleep(0.1)
     raise AssertionError(process.communicate()[0])
+
+
+def test_without_a_main_guard(tmp_path):
+    """Each worker imports the script that called train: it says so, and starts no run of its own."""
+    settings = dict(env_id="CartPole-v1", **SETTINGS)
+    (tmp_path / "mine.py").write_text(f"import a3c\na3c.train(a3c.Args(**{settings}))\n")
+    path = os.pathsep.join([str(ROOT), environment()["PYTHONPATH"]])
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, env=environment() | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1 and len(list(tmp_path.glob("runs/*"))) == 1
+    assert 'train below `if __name__ == "__main__":`' in done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")

@@ -55,6 +55,14 @@ def test_header_has_the_figures_of_the_results(script):
     assert report.header_line(script) in text and report.fill_header(text, script) == text
 
 
+def test_pages_have_the_tables_of_the_results():
+    """Also what they say of rows of other code: after a change of a script report.py is run again."""
+    for page, contents in report.contents_of().items():
+        text = (ROOT / page).read_text()
+        for name, content in contents.items():
+            assert report.fill(text, name, content) == text, f"{page}: {name}"
+
+
 def test_header_line_by_hand(monkeypatch):
     """Runs of 61 and 150 seconds with the returns 1 and 3: mean 2, standard deviation √2."""
     rows = [

@@ -1,6 +1,7 @@
 """What goes wrong says so, and loses nothing that was saved."""
 
 import importlib
+import importlib.metadata
 import json
 import math
 import os
@@ -332,6 +333,22 @@ def test_unknown_environment(script, tmp_path):
     with pytest.raises(gym.error.NameNotFound, match="Did you mean.*HalfCheetah.*my_module:MyEnv"):
         command_line(script, env_id="HalfCheeta-v4")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_package_that_is_not_installed(script, monkeypatch):
+    """Classic control needs no MuJoCo, even if a part of it was left behind."""
+    module, version = importlib.import_module(script), importlib.metadata.version
+
+    def spy(package):
+        if package == "mujoco":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(module, "version", spy)
+    folder = module.Run(module.Args(env_id="Pendulum-v1")).folder
+    versions = json.loads((folder / "args.json").read_text())["versions"]
+    assert versions.keys() == {"python", "torch", "gymnasium", "numpy"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
