@@ -26,8 +26,7 @@ Equations, in the order of the code
 Algorithm [AC-07b]
     1. initialise the policy θ and the critic w
     2. play T steps in each of N environments
-    3. advantages Â, each with all the steps that are left: n = T − t, or up to the episode's end
-       (the text: one fixed n)
+    3. advantages Â, with n = T − t or up to the episode's end (the text: one fixed n)
     4. one step up the objective L, averaged over the T·N samples
     5. discard the rollout, back to 2
 
@@ -38,7 +37,7 @@ text shares a backbone, here are two networks: no weight is torn between two los
 
 Not in the text [impl]
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
-    values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
+    values standardised by running statistics, without a change of V_w  van Hasselt 2016
     Â in units of the same standard deviation                           tianshou, examples/mujoco
     RMSprop (average corrected as Adam's), step size lowered to 0       OpenAI Baselines, a2c
     the gradient's norm limited, to less than most gradients have: all batches weigh the same
@@ -57,6 +56,7 @@ Run
 References
     Mnih et al. 2016, Asynchronous methods for deep reinforcement learning, arXiv:1602.01783
     Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
+    van Hasselt et al. 2016, Learning values across many orders of magnitude, arXiv:1602.07714
     Pardo et al. 2018, Time limits in reinforcement learning, arXiv:1712.00378
 """
 
@@ -267,6 +267,16 @@ class Critic(nn.Module):
         output = self.net(self.obs_norm(obs)).squeeze(-1)
         return self.return_norm.mean + self.return_norm.std * output
 
+    @torch.no_grad()
+    def update_return_norm(self, targets: Tensor) -> None:
+        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        old = copy.deepcopy(self.return_norm)
+        self.return_norm.update(targets)
+        if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
+            new, last = self.return_norm, self.net[-1]
+            last.weight.mul_(old.std / new.std)
+            last.bias.copy_((old.mean + old.std * last.bias - new.mean) / new.std)
+
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -472,7 +482,7 @@ def train(args: Args) -> Path:
             targets = advantages + values
         # [impl] First the critic's statistics move; its steps correct V_w.
         critic.obs_norm.update(everyone)
-        critic.return_norm.update(of_all(targets.flatten()))
+        critic.update_return_norm(of_all(targets.flatten()))
 
         # 4. One step up the objective L, averaged over the T·N samples.
         samples = observations, actions, advantages, targets

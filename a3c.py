@@ -4,8 +4,7 @@ Idea
     Several workers, each a process with its own environment and its own copy of the actor π_θ and
     the critic V_w. Each pulls the shared parameters, plays a few steps, and pushes the gradient
     that these give whenever it is ready: nobody waits for anybody. They are at different places of
-    their episodes, so that gradients that follow each other have little to do with each other, and
-    no replay is needed.
+    their episodes, so consecutive gradients have little in common, and no replay is needed.
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
@@ -37,7 +36,7 @@ Not in the text [impl]
     a lock around pull and push, so that no gradient is lost; the paper has none
     one RMSprop for all, with shared averages, corrected as Adam's      Mnih 2016, section 4
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
-    values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
+    values standardised by running statistics, without a change of V_w  van Hasselt 2016
     Â in units of the same standard deviation                           tianshou, examples/mujoco
     step size lowered to 0                                              OpenAI Baselines, a2c
     the gradient's norm limited, to less than most gradients have: all rollouts weigh the same
@@ -57,6 +56,7 @@ Run
 References
     Mnih et al. 2016, Asynchronous methods for deep reinforcement learning, arXiv:1602.01783
     Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
+    van Hasselt et al. 2016, Learning values across many orders of magnitude, arXiv:1602.07714
     Pardo et al. 2018, Time limits in reinforcement learning, arXiv:1712.00378
 """
 
@@ -268,6 +268,16 @@ class Critic(nn.Module):
         """obs (..., O) → values (...,)."""
         output = self.net(self.obs_norm(obs)).squeeze(-1)
         return self.return_norm.mean + self.return_norm.std * output
+
+    @torch.no_grad()
+    def update_return_norm(self, targets: Tensor) -> None:
+        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        old = copy.deepcopy(self.return_norm)
+        self.return_norm.update(targets)
+        if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
+            new, last = self.return_norm, self.net[-1]
+            last.weight.mul_(old.std / new.std)
+            last.bias.copy_((old.mean + old.std * last.bias - new.mean) / new.std)
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
@@ -497,7 +507,7 @@ def work(args: Args, seed: int, shared: Shared, lock: Lock, stop: Event, pipe: C
             samples = [tensor.flatten(0, 1) for tensor in samples]  # (T, ...)
             # [impl] First the critic's statistics move; its steps correct V_w.
             critic.obs_norm.update(samples[0])
-            critic.return_norm.update(samples[3])
+            critic.update_return_norm(samples[3])
 
             # 5. The gradient of −L at θ', w'.
             loss, *terms = actor_critic_loss(actor, critic, *samples, args)
@@ -511,10 +521,10 @@ def work(args: Args, seed: int, shared: Shared, lock: Lock, stop: Event, pipe: C
             # 6. Push: a step from the shared θ, w. [impl] The shared statistics move with it.
             with lock:
                 remaining = 1 - int(shared.step) / args.total_timesteps if args.anneal_lr else 1.0
-                shared.push(actor, critic, args.learning_rate * remaining)
                 for network in (shared.actor, shared.critic):
                     network.obs_norm.update(samples[0])
-                shared.critic.return_norm.update(samples[3])
+                shared.critic.update_return_norm(samples[3])
+                shared.push(actor, critic, args.learning_rate * remaining)
                 shared.step += T
                 metrics["learning_rate"] = args.learning_rate * remaining
                 pipe.send((int(shared.step), report.episodes, metrics))

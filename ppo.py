@@ -29,7 +29,7 @@ Algorithm [AC-09d]
 
 Not in the text [impl]; benchmarks.md tells what most of it is worth
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
-    values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
+    values standardised by running statistics, without a change of V_w  van Hasselt 2016
     advantages and value targets recomputed in every epoch              Andrychowicz 2021, 3.5
     advantages standardised in each minibatch                           OpenAI Baselines, ppo2
     Adam, its ε = 1e-5; step size lowered to 0; gradient's norm limited  OpenAI Baselines, ppo2
@@ -50,6 +50,7 @@ References
     Schulman et al. 2017, Proximal policy optimization algorithms, arXiv:1707.06347
     Schulman et al. 2016, High-dimensional continuous control using GAE, arXiv:1506.02438
     Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
+    van Hasselt et al. 2016, Learning values across many orders of magnitude, arXiv:1602.07714
     Pardo et al. 2018, Time limits in reinforcement learning, arXiv:1712.00378
 """
 
@@ -266,6 +267,16 @@ class Critic(nn.Module):
         """obs (..., O) → values (...,)."""
         output = self.net(self.obs_norm(obs)).squeeze(-1)
         return self.return_norm.mean + self.return_norm.std * output
+
+    @torch.no_grad()
+    def update_return_norm(self, targets: Tensor) -> None:
+        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        old = copy.deepcopy(self.return_norm)
+        self.return_norm.update(targets)
+        if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
+            new, last = self.return_norm, self.net[-1]
+            last.weight.mul_(old.std / new.std)
+            last.bias.copy_((old.mean + old.std * last.bias - new.mean) / new.std)
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
@@ -495,7 +506,7 @@ def train(args: Args) -> Path:
                 targets = advantages + values
             if epoch == 0:  # [impl] First the critic's statistics move; its fit corrects V_w.
                 critic.obs_norm.update(everyone)
-                critic.return_norm.update(of_all(targets.flatten()))
+                critic.update_return_norm(of_all(targets.flatten()))
 
             # 5. For each minibatch of the shuffled samples a step of Adam up the objective L.
             samples = observations, actions, old_log_probs, advantages, old_values, targets

@@ -38,7 +38,7 @@ Not in the text [impl]
     lines 3 to 6 for several episodes before line 7: batch_size steps and more    Duan 2016
     the weights G − b standardised over the batch (whose mean has the action's own return in it, a
         bias of the order 1/B)                                          OpenAI Spinning Up, vpg
-    values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
+    values standardised by running statistics, without a change of V_w  van Hasselt 2016
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
@@ -55,6 +55,7 @@ References
     Williams 1992, Simple statistical gradient-following algorithms, Machine Learning 8
     Duan et al. 2016, Benchmarking deep RL for continuous control, arXiv:1604.06778
     Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
+    van Hasselt et al. 2016, Learning values across many orders of magnitude, arXiv:1602.07714
 """
 
 from __future__ import annotations
@@ -261,6 +262,16 @@ class Critic(nn.Module):
         output = self.net(self.obs_norm(obs)).squeeze(-1)
         return self.return_norm.mean + self.return_norm.std * output
 
+    @torch.no_grad()
+    def update_return_norm(self, targets: Tensor) -> None:
+        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        old = copy.deepcopy(self.return_norm)
+        self.return_norm.update(targets)
+        if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
+            new, last = self.return_norm, self.net[-1]
+            last.weight.mul_(old.std / new.std)
+            last.bias.copy_((old.mean + old.std * last.bias - new.mean) / new.std)
+
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -411,7 +422,7 @@ def train(args: Args) -> Path:
         # 8. Fit V_w to the returns. [impl] First all statistics move; the fit corrects V_w.
         actor.obs_norm.update(observations)
         critic.obs_norm.update(observations)
-        critic.return_norm.update(returns)
+        critic.update_return_norm(returns)
         losses = []
         for _ in range(args.critic_epochs):
             order = torch.randperm(len(returns), device=device)

@@ -36,7 +36,7 @@ Not in the text [impl]
         inside the trust region, and is seldom shortened                OpenAI Baselines, trpo_mpi
     advantages standardised over the batch                              OpenAI Baselines, trpo_mpi
     the critic by minibatches of Adam, not by its own natural gradient  OpenAI Baselines, trpo_mpi
-    values standardised by the running statistics of their targets      Andrychowicz 2021, 3.3
+    values standardised by running statistics, without a change of V_w  van Hasselt 2016
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
     σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
@@ -54,6 +54,7 @@ References
     Schulman et al. 2015, Trust region policy optimization, arXiv:1502.05477
     Schulman et al. 2016, High-dimensional continuous control using GAE, arXiv:1506.02438
     Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
+    van Hasselt et al. 2016, Learning values across many orders of magnitude, arXiv:1602.07714
     Pardo et al. 2018, Time limits in reinforcement learning, arXiv:1712.00378
 """
 
@@ -268,6 +269,16 @@ class Critic(nn.Module):
         """obs (..., O) → values (...,)."""
         output = self.net(self.obs_norm(obs)).squeeze(-1)
         return self.return_norm.mean + self.return_norm.std * output
+
+    @torch.no_grad()
+    def update_return_norm(self, targets: Tensor) -> None:
+        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        old = copy.deepcopy(self.return_norm)
+        self.return_norm.update(targets)
+        if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
+            new, last = self.return_norm, self.net[-1]
+            last.weight.mul_(old.std / new.std)
+            last.bias.copy_((old.mean + old.std * last.bias - new.mean) / new.std)
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
@@ -564,7 +575,7 @@ def train(args: Args) -> Path:
 
         # 6. Fit V_w to the targets. [impl] First its statistics move; the fit corrects V_w.
         critic.obs_norm.update(observations)
-        critic.return_norm.update(targets)
+        critic.update_return_norm(targets)
         losses = []
         for _ in range(args.critic_epochs):
             order = torch.randperm(T * N, device=device)

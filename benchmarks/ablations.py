@@ -45,7 +45,7 @@ VARIANTS = {
     "no-return-norm": (
         "values and their loss in the rewards' own units",
         [],
-        [("                critic.return_norm.update(of_all(targets.flatten()))\n", "")],
+        [("                critic.update_return_norm(of_all(targets.flatten()))\n", "")],
     ),
     "statistics-last": (
         "the critic's statistics move in the last epoch, not in the first",

@@ -163,8 +163,22 @@ def test_critic_is_in_reward_units():
     critic, obs = ppo.Critic(THREE_FEATURES), torch.randn(5, 3)
     before = critic(obs)
     assert before.shape == (5,)
-    critic.return_norm.update(tensor([0.0, 14.0]))  # mean 7, standard deviation 7
+    critic.update_return_norm(tensor([0.0, 14.0]))  # mean 7, standard deviation 7
     torch.testing.assert_close(critic(obs), 7 + 7 * before)
+
+
+def test_statistics_of_the_targets_leave_the_values_as_they_are():
+    """But for the first ones: then V_w starts at the targets' mean, were they all the same, too."""
+    critic, obs = ppo.Critic(THREE_FEATURES), torch.randn(5, 3)
+    critic.update_return_norm(tensor([5.0, 5.0]))
+    torch.testing.assert_close(critic(obs), torch.full((5,), 5.0), rtol=0, atol=1e-3)
+    torch.nn.init.normal_(critic.net[-1].weight, std=1e4)  # some other V_w
+    before = critic(obs)
+    assert before.std() > 1
+    critic.update_return_norm(tensor([-100.0, 300.0]))
+    np.testing.assert_allclose(critic.return_norm.mean, 52.5)  # of 5, 5, -100, 300
+    np.testing.assert_allclose(critic.return_norm.std, np.std([5, 5, -100, 300]), rtol=1e-5)
+    torch.testing.assert_close(critic(obs), before, rtol=1e-4, atol=1e-3)
 
 
 # ── Advantages ────────────────────────────────────────────────────────────────────────────────────
