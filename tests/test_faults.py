@@ -196,7 +196,9 @@ def test_flags_win_over_the_checkpoint(script):
     network, rate = MAIN_RATE.get(script, ("actor", "learning_rate"))
     module.train(module.Args(**settings | {rate: 0.0}, resume=folder))
     second = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
-    for name in [name for name in first[network] if "norm" not in name]:
+    # A critic's last layer moves against its statistics, so that its values stay.
+    moves = ("norm", "net.4") if script == "trpo" else ("norm",)
+    for name in [name for name in first[network] if not any(x in name for x in moves)]:
         assert torch.equal(first[network][name], second[network][name]), name
 
 

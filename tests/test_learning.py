@@ -42,7 +42,7 @@ PROBE["sac"] = dict(
 )  # fmt: skip
 PENDULUM = {
     "ddpg": dict(
-        total_timesteps=6_000, learning_starts=500, batch_size=64, learning_rate=1e-3
+        total_timesteps=9_000, learning_starts=500, batch_size=64, learning_rate=1e-3
     ),
     "td3": dict(
         total_timesteps=8_000, learning_starts=500, batch_size=128, learning_rate=1e-3
