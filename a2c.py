@@ -269,7 +269,10 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        """Moves the mean and std by targets (B,), and the last layer against them. [impl]
+
+        V_w stays as it was, up to rounding. Source: PopArt, van Hasselt et al. 2016.
+        """
         old = copy.deepcopy(self.return_norm)
         self.return_norm.update(targets)
         if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
@@ -480,7 +483,7 @@ def train(args: Args) -> Path:
             transitions = rewards, values, next_values, terminations, truncations
             advantages = n_step_advantages(*transitions, args.gamma)  # (T, N)
             targets = advantages + values
-        # [impl] First the critic's statistics move; its steps correct V_w.
+        # [impl] The critic's statistics move before its step, which corrects what that changes.
         critic.obs_norm.update(everyone)
         critic.update_return_norm(of_all(targets.flatten()))
 

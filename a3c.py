@@ -271,7 +271,10 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        """Moves the mean and std by targets (B,), and the last layer against them. [impl]
+
+        V_w stays as it was, up to rounding. Source: PopArt, van Hasselt et al. 2016.
+        """
         old = copy.deepcopy(self.return_norm)
         self.return_norm.update(targets)
         if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
@@ -505,7 +508,7 @@ def work(args: Args, seed: int, shared: Shared, lock: Lock, stop: Event, pipe: C
                 targets = advantages + values
             samples = observations, actions, advantages, targets
             samples = [tensor.flatten(0, 1) for tensor in samples]  # (T, ...)
-            # [impl] First the critic's statistics move; its steps correct V_w.
+            # [impl] The critic's statistics move before its step, which corrects what that changes.
             critic.obs_norm.update(samples[0])
             critic.update_return_norm(samples[3])
 

@@ -270,7 +270,10 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        """Moves the mean and std by targets (B,), and the last layer against them. [impl]
+
+        V_w stays as it was, up to rounding. Source: PopArt, van Hasselt et al. 2016.
+        """
         old = copy.deepcopy(self.return_norm)
         self.return_norm.update(targets)
         if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
@@ -504,7 +507,7 @@ def train(args: Args) -> Path:
                 transitions = rewards, values, next_values, terminations, truncations
                 advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)
                 targets = advantages + values
-            if epoch == 0:  # [impl] First the critic's statistics move; its fit corrects V_w.
+            if epoch == 0:  # [impl] The critic's statistics move before its fit.
                 critic.obs_norm.update(everyone)
                 critic.update_return_norm(of_all(targets.flatten()))
 

@@ -264,7 +264,10 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        """Moves the mean and std by targets (B,), and the last layer against them. [impl]
+
+        V_w stays as it was, up to rounding. Source: PopArt, van Hasselt et al. 2016.
+        """
         old = copy.deepcopy(self.return_norm)
         self.return_norm.update(targets)
         if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
@@ -419,7 +422,8 @@ def train(args: Args) -> Path:
         optimizer.step()  # [CS-4a]
         optimizer.zero_grad()
 
-        # 8. Fit V_w to the returns. [impl] First all statistics move; the fit corrects V_w.
+        # 8. Fit V_w to the returns. [impl] All statistics move first; the fit corrects what that
+        # changes of V_w.
         actor.obs_norm.update(observations)
         critic.obs_norm.update(observations)
         critic.update_return_norm(returns)

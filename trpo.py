@@ -272,7 +272,10 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """Moves the targets' mean and std, and the last layer against them: V_w stays as it was."""
+        """Moves the mean and std by targets (B,), and the last layer against them. [impl]
+
+        V_w stays as it was, up to rounding. Source: PopArt, van Hasselt et al. 2016.
+        """
         old = copy.deepcopy(self.return_norm)
         self.return_norm.update(targets)
         if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
@@ -573,7 +576,8 @@ def train(args: Args) -> Path:
         search = theta, step, evaluate_policy, args.max_kl, args.line_search_steps
         fraction, new_surrogate, kl = line_search(*search)
 
-        # 6. Fit V_w to the targets. [impl] First its statistics move; the fit corrects V_w.
+        # 6. Fit V_w to the targets. [impl] Its statistics move first; the fit corrects what that
+        # changes of V_w.
         critic.obs_norm.update(observations)
         critic.update_return_norm(targets)
         losses = []

@@ -79,8 +79,9 @@ def main() -> None:
     seconds = time.perf_counter() - start
 
     env, returns = gym.make(args.env_id), []
+    seed = (10**6 * args.seed + 999_999) % 2**32  # the scripts' evaluation has the same
     for episode in range(args.eval_episodes):
-        obs, _ = env.reset(seed=10**6 * args.seed + 999_999 if episode == 0 else None)
+        obs, _ = env.reset(seed=seed if episode == 0 else None)
         returns.append(0.0)
         done = False
         while not done:

@@ -105,25 +105,33 @@ def test_no_gradient_is_left_over(monkeypatch, script):
 @pytest.mark.parametrize(
     "script", [script for script in DISCRETE if script not in ("reinforce", "a3c")]
 )
-def test_fit_comes_after_the_statistics(monkeypatch, script):
-    """Moving the critic's statistics changes all its values: in each update its fit must come last."""
-    module, critics, events = importlib.import_module(script), [], []
+def test_statistics_move_before_the_fit_and_leave_the_values(monkeypatch, script):
+    """In each update the critic's statistics move once, before its fit, which corrects what that
+    changes of V_w; the targets' change nothing, as the last layer moves against them."""
+    module, critics, events, kept = importlib.import_module(script), [], [], []
     init, update, backward = (
         module.Critic.__init__,
         module.RunningNorm.update,
         torch.Tensor.backward,
     )
+    states = 3 * torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
 
     def spy_init(self, space):
         init(self, space)
         critics.append(self)
 
     def spy_update(norm, batch):
-        if norm in critics[0].children():
+        (critic,) = critics
+        if norm in critic.children():
             events.append("statistics")
+        if norm is critic.return_norm and norm.count > 0:
+            assert abs(norm.mean - batch.mean()) > 0.01  # so it will move
+            kept.append(critic(states).detach())
         update(norm, batch)
 
     def spy_backward(loss):
+        if events[-1:] == ["statistics"] and kept:
+            np.testing.assert_allclose(critics[0](states).detach(), kept[-1], rtol=1e-4, atol=1e-4)
         events.append("fit")
         backward(loss)
 
@@ -136,7 +144,7 @@ def test_fit_comes_after_the_statistics(monkeypatch, script):
     monkeypatch.setattr(torch.Tensor, "backward", spy_backward)
     monkeypatch.setattr(module.Run, "log_update", log_update)
     module.train(module.Args(env_id="Pendulum-v1", **TINY[script] | {"eval_episodes": 0}))
-    assert len(critics) == 1 and not events
+    assert len(critics) == 1 and not events and kept
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
