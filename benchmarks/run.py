@@ -107,16 +107,16 @@ def plain(node: object) -> object:
 def commit(scripts: list[str]) -> str:
     """The commit that the results belong to; refuses scripts that differ from it."""
     git = ["git", "-C", str(ROOT)]
-    paths = [str(path_of(script)) for script in scripts]
     head = subprocess.run(
         [*git, "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True
     )
     if head.returncode:
         sys.exit(f"{ROOT} is not a git repository with a commit; results belong to a commit")
-    known = [*git, "ls-files", "--error-unmatch", "--", *paths]
-    same = [*git, "diff", "--quiet", "HEAD", "--", *paths]
-    if any(subprocess.run(x, check=False, capture_output=True).returncode for x in (known, same)):
-        sys.exit(f"{', '.join(paths)}: there are changes that are not committed; commit them first")
+    for path in map(path_of, scripts):  # comments, as the figures in a header, may differ
+        name = f"HEAD:{path.relative_to(ROOT)}"
+        known = subprocess.run([*git, "show", name], check=False, capture_output=True, text=True)
+        if known.returncode or code_hash(known.stdout) != code_hash(path.read_text()):
+            sys.exit(f"{path}: there are changes that are not committed; commit them first")
     return head.stdout.strip()
 
 
@@ -146,22 +146,32 @@ def locked() -> Iterator[None]:
 
 
 @contextmanager
-def claimed(name: str) -> Iterator[None]:
-    """Raises RuntimeError if another process has the job of this name in hand."""
+def claimed(name: str) -> Iterator[int]:
+    """The lock of a job, a file descriptor. A child that inherits it holds it as long as it lives.
+
+    Raises:
+        RuntimeError: if another process has the job of this name in hand.
+    """
     WORK.mkdir(parents=True, exist_ok=True)
     with open(WORK / f"{name}.lock", "a") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RuntimeError(f"{name}: another process is running this") from error
-        yield
+        yield file.fileno()
 
 
 def append(path: Path, rows: list[dict]) -> None:
-    """Adds rows to a CSV file."""
+    """Adds rows to a CSV file.
+
+    Raises:
+        RuntimeError: if the file's last line has no end, as after a full disk.
+    """
     if not rows:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+        raise RuntimeError(f"{path}: its last line is cut off; take it out, and run this again")
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         if file.tell() == 0:
@@ -181,26 +191,43 @@ def thinned(episodes: list[dict[str, str]], total: int) -> list[tuple[int, float
     ]
 
 
-def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int) -> dict:
+def folder_of(name: str, code: str, words: list[str]) -> Path:
+    """Where a job runs: what was begun by another script or with other flags is not gone on with."""
+    digest = hashlib.sha256(f"{code} {shlex.join(words)}".encode()).hexdigest()[:10]
+    return WORK / f"{name}__{digest}"
+
+
+def run(
+    job: dict, text: str, code: str, revision: str, compiled: bool, eval_episodes: int, lock: int
+) -> dict:
     """Runs a job, or what is left of it, on a copy of the script; writes and returns its row.
+
+    A run that diverged is not tried again: with other random numbers it might not, and would count.
 
     Raises:
         RuntimeError: if the run failed, with what it printed.
     """
     script = job["script"]
     name = name_of(job)
-    folder = WORK / f"{name}__{code_hash(text)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{script}.py").write_text(text)
     words = ["--env-id", job["env_id"], "--seed", job["seed"], *job["flags"].split()]
     words += ["--eval-episodes", str(eval_episodes)]
     if compiled and "compile: bool" in text:
         words.append("--compile")
+    folder = folder_of(name, code, words)
+    folder.mkdir(parents=True, exist_ok=True)
+    diverged = folder / "diverged.txt"
+    if diverged.exists():
+        raise RuntimeError(f"{name}: it diverged, see {diverged}")
+    (folder / f"{script}.py").write_text(text)
     checkpoints = sorted(folder.glob("runs/*/checkpoint.pt"))
     resume = ["--resume", str(checkpoints[-1].parent.relative_to(folder))] if checkpoints else []
     command = [sys.executable, "-W", "ignore", f"{script}.py", *resume, *words]
-    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        command, check=False, cwd=folder, capture_output=True, text=True, pass_fds=[lock]
+    )
     if done.returncode:
+        if "FloatingPointError" in done.stderr:
+            diverged.write_text(done.stderr)
         raise RuntimeError(f"{name}: {' '.join(command)}\n{done.stdout}{done.stderr}")
     run_folder = sorted(folder.glob("runs/*/summary.json"))[-1].parent
     summary = json.loads((run_folder / "summary.json").read_text())
@@ -215,7 +242,7 @@ def run(job: dict, text: str, revision: str, compiled: bool, eval_episodes: int)
         "seconds": round(summary["seconds"]),
         "resumed": "yes" if resume else "no",  # with several environments another run than without
         "commit": revision,
-        "code": code_hash(text),
+        "code": code,
         "command": shlex.join(["python", f"{script}.py", *words]),
         "versions": ", ".join(f"{package} {number}" for package, number in versions.items()),
         "cpu": cpu(),
@@ -239,13 +266,17 @@ def name_of(job: dict) -> str:
     return "__".join(job[part] for part in KEY[:3])
 
 
-def is_done(job: dict) -> bool:
-    """Whether runs.csv has a row of this job."""
-    return any(all(row[x] == job[x] for x in KEY) for row in read(RESULTS / "runs.csv"))
+def is_done(job: dict, eval_episodes: int) -> bool:
+    """Whether runs.csv has a row of this job, with as many episodes of evaluation."""
+    return any(
+        all(row[x] == job[x] for x in KEY)
+        and f"--eval-episodes {eval_episodes} " in row["command"] + " "
+        for row in read(RESULTS / "runs.csv")
+    )
 
 
 def main() -> None:
-    global RESULTS
+    global RESULTS, WORK
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     known = sorted(path.stem for path in ROOT.glob("*.py"))
     known += [f"sb3_{name}" for name in ("a2c", "ddpg", "ppo", "sac", "td3", "trpo")]
@@ -256,7 +287,7 @@ def main() -> None:
         "--env-ids", nargs="+", default=["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
     )
     # Not 1, 2, 3: settings were tuned on some of the low seeds (results/trials.csv).
-    parser.add_argument("--seeds", nargs="+", default=["101", "102", "103"])
+    parser.add_argument("--seeds", nargs="+", default=["301", "302", "303"])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--compile", action="store_true", help="for the scripts that have it")
     parser.add_argument(
@@ -268,19 +299,20 @@ def main() -> None:
     if options.again:
         if options.print:
             parser.error("--again runs its jobs itself; --print goes with --scripts")
-        rows, RESULTS = read(RESULTS / "runs.csv"), options.again
+        rows, RESULTS, WORK = read(RESULTS / "runs.csv"), options.again, options.again / "runs"
         jobs = [{part: row[part] for part in KEY} for row in rows]
-        compiled = {name_of(row): "--compile" in row["command"] for row in rows}
+        compiled = {(*job.values(),): "--compile" in row["command"] for job, row in zip(jobs, rows)}
         options.scripts = sorted({job["script"] for job in jobs})
     else:
         jobs = [
             {"script": script, "env_id": env_id, "seed": seed, "flags": flags_of(script, env_id)}
-            for seed in options.seeds
+            for seed in dict.fromkeys(options.seeds)
             for script in options.scripts
             for env_id in options.env_ids
         ]
     texts = {script: path_of(script).read_text() for script in options.scripts}
-    jobs = [job for job in jobs if not is_done(job)]
+    codes = {script: code_hash(text) for script, text in texts.items()}
+    jobs = [job for job in jobs if not is_done(job, options.eval_episodes)]
     if options.print:
         for job in jobs:
             words = ["python", "benchmarks/run.py", "--workers", "1", "--scripts", job["script"]]
@@ -288,20 +320,22 @@ def main() -> None:
             words += ["--eval-episodes", str(options.eval_episodes)]
             print(shlex.join(words + ["--compile"] * options.compile))
         return
-    revision, lock, finished, start = commit(options.scripts), threading.Lock(), [], time.time()
+    revision, printing, finished, start = commit(options.scripts), threading.Lock(), [], time.time()
 
     def work(job: dict) -> None:
         try:
-            text = texts[job["script"]]
-            with claimed(name_of(job)):
-                if is_done(job):  # in the meantime, by another process
+            script = texts[job["script"]], codes[job["script"]]
+            with claimed(name_of(job)) as lock:
+                if is_done(job, options.eval_episodes):  # in the meantime, by another process
                     return
-                graph = compiled.get(name_of(job), options.compile)
-                row = run(job, text, revision, graph, options.eval_episodes)
-        except RuntimeError as error:  # the others go on
-            print(error, flush=True)
+                graph = compiled.get((*job.values(),), options.compile)
+                row = run(job, *script, revision, graph, options.eval_episodes, lock)
+        except Exception as error:  # the others go on
+            print(
+                error if type(error) is RuntimeError else f"{name_of(job)}: {error!r}", flush=True
+            )
             return
-        with lock:
+        with printing:
             finished.append(row)
             left = (time.time() - start) / len(finished) * (len(jobs) - len(finished)) / 60
             print(
@@ -314,7 +348,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(work, jobs))
-    if missing := [job for job in jobs if not is_done(job)]:
+    if missing := [job for job in jobs if not is_done(job, options.eval_episodes)]:
         sys.exit(f"{len(missing)} of {len(jobs)} runs failed; see above")
 
 

@@ -116,7 +116,8 @@ def test_finished_runs_are_not_run_again(benchmark, tmp_path, capsys):
 def test_a_broken_run_goes_on_from_its_checkpoint(benchmark, tmp_path, monkeypatch, others):
     """As after a kill: a folder with a checkpoint, the curve already written, but no row."""
     text = (ROOT / "ppo.py").read_text()
-    folder = tmp_path / f"runs/ppo__CartPole-v1__7__{runner.code_hash(text)}"
+    words = ["--env-id", "CartPole-v1", "--seed", "7", *FLAGS.split(), "--eval-episodes", "1"]
+    folder = runner.folder_of("ppo__CartPole-v1__7", runner.code_hash(text), words)
     folder.mkdir(parents=True)
     words = [*FLAGS.replace("512", "256").split(), "--seed", "7", "--env-id", "CartPole-v1"]
     shutil.copy(ROOT / "ppo.py", folder)
@@ -150,7 +151,7 @@ def test_a_job_is_run_by_one_process(benchmark, tmp_path, capsys):
     code = (
         "import fcntl, sys, time\n"
         "file = open(sys.argv[1], 'a')\n"
-        "fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
         "print('locked', flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -165,6 +166,88 @@ def test_a_job_is_run_by_one_process(benchmark, tmp_path, capsys):
         other.kill()
     benchmark("--seeds", "3")
     assert len(runner.read(tmp_path / "results/runs.csv")) == 1
+
+
+def test_a_run_without_its_runner_keeps_its_lock(tmp_path, monkeypatch):
+    """A killed run.py leaves its script at work: a second one in the same folder would spoil both."""
+    monkeypatch.setattr(runner, "WORK", tmp_path)
+    with runner.claimed("job") as lock:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1, pass_fds=[lock])
+    with pytest.raises(RuntimeError, match="another process"), runner.claimed("job"):
+        pass
+    child.communicate(b"\n")
+    with runner.claimed("job"):
+        pass
+
+
+def test_other_flags_are_another_run(benchmark, monkeypatch):
+    """Nothing that began with one step size goes on with another."""
+    run, commands = subprocess.run, []
+
+    def break_off(command, **rest):
+        commands.append(command)
+        assert len(rest["pass_fds"]) == 1  # the job's lock
+        done = run(command, **rest)
+        done.returncode = 1  # as if it had been killed after its last checkpoint
+        return done
+
+    monkeypatch.setattr(subprocess, "run", break_off)
+    for flags in (FLAGS, FLAGS, FLAGS + " --learning-rate 1e-4"):
+        monkeypatch.setitem(runner.FLAGS, ("ppo", "CartPole-v1"), flags)
+        with pytest.raises(SystemExit):
+            benchmark("--seeds", "7")
+    assert ["--resume" in command for command in commands] == [False, True, False]
+
+
+def test_another_evaluation_is_another_row(benchmark, tmp_path):
+    benchmark("--seeds", "1")
+    benchmark("--seeds", "1", "--eval-episodes", "2")
+    benchmark("--seeds", "1", "--eval-episodes", "2")
+    rows = runner.read(tmp_path / "results/runs.csv")
+    assert [row["command"].split("--eval-episodes ")[1][0] for row in rows] == ["1", "2"]
+
+
+def test_a_seed_given_twice_is_run_once(benchmark, tmp_path):
+    benchmark("--seeds", "5", "5")
+    assert len(runner.read(tmp_path / "results/runs.csv")) == 1
+
+
+def test_a_run_that_diverged_is_not_tried_again(benchmark, monkeypatch, capsys):
+    commands = []
+
+    def diverge(command, **rest):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "FloatingPointError: not finite")
+
+    monkeypatch.setattr(subprocess, "run", diverge)
+    for text in ("FloatingPointError: not finite", "it diverged, see"):
+        with pytest.raises(SystemExit):
+            benchmark("--seeds", "1")
+        assert text in capsys.readouterr().out
+    assert len(commands) == 1
+
+
+def test_a_line_that_is_cut_off_is_told(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("a,b\n1,2\n3")
+    with pytest.raises(RuntimeError, match="last line is cut off"):
+        runner.append(path, [{"a": 5, "b": 6}])
+    assert path.read_text() == "a,b\n1,2\n3"
+
+
+def test_any_error_leaves_the_other_jobs_running(benchmark, tmp_path, monkeypatch, capsys):
+    run = subprocess.run
+
+    def full(command, **rest):
+        if command[command.index("--seed") + 1 :][:1] == ["4"]:
+            raise OSError(28, "No space left on device")
+        return run(command, **rest)
+
+    monkeypatch.setattr(subprocess, "run", full)
+    with pytest.raises(SystemExit, match="1 of 3 runs failed"):
+        benchmark("--seeds", "4", "5", "6", "--workers", "1")
+    assert "ppo__CartPole-v1__4: OSError(28" in capsys.readouterr().out
+    assert len(runner.read(tmp_path / "results/runs.csv")) == 2
 
 
 def test_a_failing_run_does_not_stop_the_others(benchmark, tmp_path, capsys):
@@ -182,6 +265,14 @@ def test_all_rows_are_run_again(benchmark, tmp_path, monkeypatch):
     commands = []
     real = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda x, **rest: commands.append(x) or real(x, **rest))
+    text = (ROOT / "ppo.py").read_text()  # what a benchmark left behind has no part in it
+    flags = ["--env-id", "CartPole-v1", "--seed", "1", *FLAGS.split(), "--eval-episodes", "1"]
+    left = (
+        runner.folder_of("ppo__CartPole-v1__1", runner.code_hash(text), flags)
+        / "runs/x/checkpoint.pt"
+    )
+    left.parent.mkdir(parents=True)
+    left.write_text("")
     words = ["run.py", "--again", str(tmp_path / "again"), "--eval-episodes", "1"]
     monkeypatch.setattr(sys, "argv", words)
     runner.main()
@@ -222,6 +313,8 @@ def test_results_belong_to_a_commit(tmp_path, monkeypatch):
     git("init")
     git("add", "ppo.py")
     git("commit", "-m", "first")
+    assert len(runner.commit(["ppo"])) >= 7
+    (tmp_path / "ppo.py").write_text("x = 1  # as report.py writes figures into the headers")
     assert len(runner.commit(["ppo"])) >= 7
     (tmp_path / "sac.py").write_text("x = 1")
     with pytest.raises(SystemExit, match="not committed"):
