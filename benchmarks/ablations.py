@@ -66,19 +66,18 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def patched(variant: str) -> str:
+def patched(variant: str, text: str) -> str:
     """The text of ppo.py with the variant's replacements."""
-    text = (ROOT / "ppo.py").read_text()
     for old, new in VARIANTS[variant][2]:
         assert text.count(old) == 1, f"{variant}: found {text.count(old)} times: {old}"
         text = text.replace(old, new)
     return text
 
 
-def run(variant: str, seed: str, compiled: bool, revision: str) -> dict:
+def run(variant: str, seed: str, text: str, compiled: bool, revision: str) -> dict:
     """One run, in a folder of its own; returns its row."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "ppo.py").write_text(patched(variant))
+        Path(folder, "ppo.py").write_text(patched(variant, text))
         command = [sys.executable, "-W", "ignore", "ppo.py", "--env-id", ENV_ID, "--seed", seed]
         command += ["--eval-episodes", "20", *VARIANTS[variant][1], *FLAGS.split()]
         command += ["--compile"] * compiled
@@ -96,16 +95,18 @@ def run(variant: str, seed: str, compiled: bool, revision: str) -> dict:
 
 
 def table() -> str:
-    """Markdown: each variant's training return, seed by seed, and its mean beside the default's."""
-    rows, means, lines = read(ABLATIONS), {}, []
-    for variant, (title, _, _) in VARIANTS.items():
-        returns = [float(row["training_return"]) for row in rows if row["variant"] == variant]
-        if not returns:
-            continue
-        means[variant] = statistics.mean(returns)
-        change = means[variant] - means["default"] if "default" in means else 0
-        seeds = " · ".join(f"{number:,.0f}" for number in returns)
-        lines.append(f"| {title} | {seeds} | {means[variant]:,.0f} | {change:+,.0f} |")
+    """Markdown: each variant's training return, seed by seed, its mean, and its mean change."""
+    found, lines = {}, []
+    for row in read(ABLATIONS):
+        found.setdefault(row["variant"], {})[row["seed"]] = float(row["training_return"])
+    for variant in (name for name in VARIANTS if name in found):
+        returns, default = found[variant], found.get("default", {})
+        # Of the seeds that both have: seeds differ by more than most variants do.
+        changes = [returns[seed] - default[seed] for seed in returns if seed in default]
+        change = f"{statistics.mean(changes):+,.0f}" if changes else "-"
+        seeds = " · ".join(f"{number:,.0f}" for number in returns.values())
+        mean = statistics.mean(returns.values())
+        lines.append(f"| {VARIANTS[variant][0]} | {seeds} | {mean:,.0f} | {change} |")
     head = f"| {ENV_ID}, 500,000 steps | training return, seed by seed | mean | change |"
     return "\n".join([head, "|---|---|---|---|", *lines])
 
@@ -123,11 +124,11 @@ def main() -> None:
         return
     done = {(row["variant"], row["seed"]) for row in read(ABLATIONS)}
     jobs = [(variant, seed) for seed in options.seeds for variant in options.variants]
-    revision, lock = commit(["ppo"]), threading.Lock()
+    revision, text, lock = commit(["ppo"]), (ROOT / "ppo.py").read_text(), threading.Lock()
     os.environ["OMP_NUM_THREADS"] = "1"
 
     def work(job: tuple[str, str]) -> None:
-        row = run(*job, options.compile, revision)
+        row = run(*job, text, options.compile, revision)
         with lock:
             append(ABLATIONS, [row])
             print(*row.values(), flush=True)

@@ -25,8 +25,8 @@ MUJOCO = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
 SOURCES = {
     "tianshou": (
         "evaluation_return",
-        "10 seeds, v3, evaluated over 10 episodes; the value at 1,000,000 steps, off-policy here that at "
-        "200,000, which leaves out 25,000 random steps (SAC 10,000) before the count; ours count all",
+        "10 seeds, v3, evaluated over 10 episodes; the last value up to 1,000,000 steps, off-policy here that "
+        "at 200,000, which leaves out 25,000 random steps (SAC 10,000) before the count; ours count all",
         "https://github.com/thu-ml/tianshou/tree/master/examples/mujoco",
     ),
     "sb3-contrib": (
@@ -51,6 +51,7 @@ SOURCES = {
     ),
 }
 # The best published final value that we know of, its source, and its steps where they are not ours.
+# On MuJoCo of several seeds: RL Zoo's single runs are left out, as benchmarks.md says.
 PUBLISHED = {
     ("reinforce", "HalfCheetah-v4"): (512, "tianshou"),
     ("reinforce", "Hopper-v4"): (390, "tianshou"),
@@ -66,7 +67,7 @@ PUBLISHED = {
     ("trpo", "Walker2d-v4"): (4502, "sb3-contrib"),
     ("ppo", "HalfCheetah-v4"): (5780, "tianshou"),
     ("ppo", "Hopper-v4"): (2383, "CleanRL"),
-    ("ppo", "Walker2d-v4"): (3674, "tianshou"),
+    ("ppo", "Walker2d-v4"): (3494, "tianshou"),
     # At 200,000 steps: benchmark/<environment>/<algorithm>/test_rew_10seeds.csv
     ("ddpg", "HalfCheetah-v4"): (7914, "tianshou"),
     ("ddpg", "Hopper-v4"): (1272, "tianshou"),
@@ -104,7 +105,7 @@ def mark(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
     sign = "✓" if statistics.mean(numbers) >= best else "✗"
     if len(numbers) >= ENOUGH:
         low, high = interval(numbers)
-        sign += " (within)" if low <= best <= high else ""
+        sign += " (within)" if low < best <= high else ""  # all equal to it: no chance in that
     return sign
 
 
@@ -137,7 +138,7 @@ def places() -> str:
     """Versions and processors of all runs that the tables show."""
     rows = [row for rows in cells().values() for row in rows]
     versions, processors = (sorted({row[name] for row in rows}) for name in ("versions", "cpu"))
-    return f"{'; '.join(versions)}. {'; '.join(processors)}, one thread a run, two runs at a time."
+    return f"{'; '.join(versions)}. {'; '.join(processors)}, one thread a run (a3c.py two processes), two runs at a time."
 
 
 def interval(numbers: list[float], draws: int = 10_000) -> tuple[float, float]:
@@ -316,8 +317,10 @@ def steps_label(step: float, _: int) -> str:
 def curves_chart(path: Path, rows: list[list[tuple[str, list[str]]]]) -> None:
     """Training returns over steps: mean and 95 % interval, of few seeds their range; each seed thin.
 
-    Dashed: the mean of Stable-Baselines3's agents. Behind the curves, in their colour: a dot
-    (theirs: a square) for the mean of the evaluations, a short line for the best published value.
+    Dashed: the mean of Stable-Baselines3's agents. Beyond the grey line, where there are no steps,
+    in the curves' colours: a dot (theirs: a square) for the mean of the evaluations, a short line
+    for the best published value. Where returns are negative the axis begins at the worst curve
+    after a quarter of the steps: before that all are far below what is compared.
 
     Args:
         rows: of panels; a panel is an environment, and the scripts of which it shows the runs.
@@ -344,7 +347,7 @@ def curves_chart(path: Path, rows: list[list[tuple[str, list[str]]]]) -> None:
             for script, curves in curves_of.items()
             if curves
         }
-        span = max(last.values(), default=1)
+        span, bottom = max(last.values(), default=1), 0.0
         for script in last:
             curves = curves_of[script]
             peer = script not in OURS
@@ -356,6 +359,7 @@ def curves_chart(path: Path, rows: list[list[tuple[str, list[str]]]]) -> None:
                 continue
             values = [[dict(points)[step] for points in curves.values()] for step in common]
             means = [statistics.mean(x) for x in values]
+            bottom = min([bottom, *(y for x, y in zip(common, means) if x > last[script] / 4)])
             style = "--" if peer else "-"
             (handles[script],) = axis.plot(common, means, style, color=colour, linewidth=1.8)
             if len(curves) > 1 and not peer:
@@ -363,16 +367,21 @@ def curves_chart(path: Path, rows: list[list[tuple[str, list[str]]]]) -> None:
                 ranges = (interval(x, 400) if enough else (min(x), max(x)) for x in values)
                 low, high = zip(*ranges)
                 axis.fill_between(common, low, high, color=colour, alpha=0.15, linewidth=0)
-            place = scripts.index(script) / len(scripts)  # those that end together: side by side
-            end = last[script] + (0.02 + 0.12 * place) * span
+            width = 0.22 * span / len(scripts)  # side by side
+            end = 1.04 * span + width * scripts.index(script)
             if best := PUBLISHED.get((script, env_id)):
-                axis.plot([end, end + 0.05 * span], [best[0]] * 2, color=colour, linewidth=2.5)
+                axis.plot([end, end + width], [best[0]] * 2, color=colour, linewidth=2.5)
             mean = statistics.mean(
                 float(row["evaluation_return"]) for row in cells()[script, env_id]
             )
             mark = "s" if peer else "o"
-            axis.plot(end + 0.025 * span, mean, mark, color=colour, markersize=5)
-        axis.set_title(env_id, fontsize=10)
+            axis.plot(end + width / 2, mean, mark, color=colour, markersize=5)
+        kinds = {script.removeprefix("sb3_") in OFF_POLICY for script in last}
+        kind = "" if len(kinds) != 1 else ", off-policy" if kinds.pop() else ", on-policy"
+        axis.set_title(f"{env_id}{kind}", fontsize=10)
+        axis.axvline(1.02 * span, color="grey", linewidth=0.6)
+        if env_id in ("Acrobot-v1", "Pendulum-v1") and bottom:
+            axis.set_ylim(1.1 * bottom, 0)
         axis.spines[["top", "right"]].set_visible(False)
         ticks = plt.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(0, span)
         axis.set_xticks([x for x in ticks if x < 1.02 * span])
@@ -591,12 +600,24 @@ def code() -> str:
     return "  No row is of a script that does something else than the present one."
 
 
+def speeds_of_other_code() -> str:
+    """Which speeds were measured with other versions of the scripts than the present ones."""
+    now, found = {script: code_hash(path_of(script).read_text()) for script in OURS}, {}
+    for row in read(RESULTS / "speed.csv"):
+        if row["code"] and row["code"] != now[row["script"]]:
+            found.setdefault(row["part"], set()).add(row["commit"])
+    if not found:
+        return "All of these are of the scripts as they are now."
+    parts = "; ".join(f"{part} {' '.join(sorted(commits))}" for part, commits in found.items())
+    return f"In part of older versions of the scripts, at these commits: {parts}."
+
+
 def contents_of() -> dict[str, dict[str, str]]:
     """page → marker → the text between."""
     return {
         "benchmarks.md": {
             "returns": returns(), "sources": sources(), "trials": trials(), "places": places(), "code": code(), "ablations": ablations.table(), "across": across(), "peers": peers(), "profiles": profiles(), "start": start(),
-            "envs": sweep("envs"), "threads": sweep("threads"), "buffer": sweep("buffer"), "processes": sweep("processes"),
+            "envs": sweep("envs"), "threads": sweep("threads"), "buffer": sweep("buffer"), "processes": sweep("processes"), "speed-code": speeds_of_other_code(),
         },
         "README.md": {"headline": headline(), "peers": peers()},
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """Scripts × environments × seeds, each as one plain command; results as small CSV files.
 
-    python benchmarks/run.py --scripts ppo trpo --env-ids HalfCheetah-v4 --seeds 101 102 103
+    python benchmarks/run.py --scripts ppo trpo --env-ids HalfCheetah-v4 --seeds 301 302 303
     python benchmarks/run.py ... --print        only prints the jobs, one command a line
     python benchmarks/run.py --again FOLDER     every run of results/runs.csv anew, results in FOLDER
 

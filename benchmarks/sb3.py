@@ -1,6 +1,6 @@
 """Stable-Baselines3 and sb3-contrib on the same protocol as the scripts, for benchmarks/run.py.
 
-    python benchmarks/run.py --scripts sb3_ppo sb3_trpo --seeds 101 102 103
+    python benchmarks/run.py --scripts sb3_ppo sb3_trpo --seeds 301 302 303
 
 Their own defaults, in one environment, on-policy with VecNormalize (as the RL Zoo has it for MuJoCo;
 without it their on-policy agents learn little there). run.py copies this file to sb3_ppo.py and so

@@ -11,8 +11,8 @@ Parts:
              size, epochs, networks (on-policy two of 64-64 tanh, off-policy 256-256 ReLU, batches of
              256, one update a step). They take turns, so that whatever else the machine does hits
              all alike; the first part of each turn is not counted. The scripts do more in that time:
-             they standardise observations and returns, ppo.py recomputes its advantages in each
-             epoch, and all write their logs. With --vec-normalize SB3 normalises too.
+             on-policy they standardise observations and values, ppo.py recomputes its advantages in
+             each epoch, and all write their logs. With --vec-normalize SB3 normalises too.
     limits   the environment alone; the machine's rate of matrix products, and the operations in one
              update, which together bound the off-policy scripts
     profile  where a step's time goes: environment, acting, matrix products, the rest
@@ -45,7 +45,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from run import RESULTS, commit, cpu, read  # noqa: E402
+from run import RESULTS, code_hash, commit, cpu, path_of, read  # noqa: E402
 
 PATH = RESULTS / "speed.csv"
 KEY = "part", "script", "variant", "num_envs", "threads", "buffer_size", "quantity"
@@ -402,7 +402,7 @@ def main() -> None:
     revision = commit(sorted({*options.scripts, "a3c"}))
     names = ["torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"]
     versions = [f"python {platform.python_version()}", *(f"{x} {version(x)}" for x in names)]
-    about = {"commit": revision, "versions": ", ".join(versions), "cpu": cpu()}
+    place = {"versions": ", ".join(versions), "cpu": cpu()}
     todo, new, fresh = jobs(options), [], set()
     for count, job in enumerate(todo, 1):
         env = os.environ | {"OMP_NUM_THREADS": str(job["threads"])}
@@ -414,6 +414,9 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"{job}\n{done.stdout}{done.stderr}")
         found = json.loads(done.stdout.splitlines()[-1])
+        ours = job["script"] and job["variant"] != "SB3"
+        code = code_hash(path_of(job["script"]).read_text()) if ours else ""
+        about = {"commit": revision, "code": code} | place
         for quantity, number in found.items():
             row = {name: job[name] for name in KEY[:-1]} | {"quantity": quantity}
             key = tuple(str(row[name]) for name in KEY)

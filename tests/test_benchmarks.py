@@ -363,6 +363,8 @@ def test_mark(monkeypatch):
     assert report.mark("ppo", "Hopper-v4", many) == "✓ (within)"  # 4,500, and nobody is sure
     sure = [a_row("ppo", seed, 0, 2300) for seed in range(5)]
     assert report.mark("ppo", "Hopper-v4", sure) == "✗"
+    equal = [a_row("ppo", seed, 0, 2383) for seed in range(5)]  # as on CartPole: all 500
+    assert report.mark("ppo", "Hopper-v4", equal) == "✓"
 
 
 def test_rows_of_several_processes_are_whole(tmp_path):
@@ -416,3 +418,25 @@ def test_rows_of_other_code_are_told(monkeypatch):
     monkeypatch.setattr(report, "read", lambda path: known)
     assert report.of_other_code() == ["ppo Hopper-v4: seeds 2 3"]
     assert "something else: ppo Hopper-v4: seeds 2 3." in report.code()
+
+
+def test_speeds_of_other_code_are_told(monkeypatch):
+    now = runner.code_hash((ROOT / "ppo.py").read_text())
+    row = {"part": "peers", "script": "ppo", "commit": "abc", "code": now}
+    rows = [row, row | {"code": "", "commit": "SB3"}]
+    monkeypatch.setattr(report, "read", lambda path: rows)
+    assert "scripts as they are now" in report.speeds_of_other_code()
+    rows.append(row | {"code": "old", "commit": "def"})
+    assert report.speeds_of_other_code().endswith("these commits: peers def.")
+
+
+def test_ablations_compare_the_same_seeds(monkeypatch):
+    """Seed 1 has 10 by default and 13 without; that seed 2 has 90 must not count."""
+    ablations = report.ablations
+    names = ["default", "default", next(name for name in ablations.VARIANTS if name != "default")]
+    rows = [
+        {"variant": name, "seed": seed, "training_return": value}
+        for name, seed, value in zip(names, "121", (10, 90, 13))
+    ]
+    monkeypatch.setattr(ablations, "read", lambda path: rows)
+    assert ablations.table().splitlines()[-1].endswith("| 13 | 13 | +3 |")

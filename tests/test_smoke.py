@@ -419,9 +419,9 @@ def test_ablations_still_fit(monkeypatch):
     """Each variant of benchmarks/ablations.py changes ppo.py, and leaves a program or an argument."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     ablations = importlib.import_module("ablations")
-    default = ablations.patched("default")
+    default = (ROOT / "ppo.py").read_text()
     for variant, (_, words, replacements) in ablations.VARIANTS.items():
-        text = ablations.patched(variant)
+        text = ablations.patched(variant, default)
         compile(text, variant, "exec")
         assert (text != default) == bool(replacements)
         assert (tyro.cli(ppo.Args, args=words) != ppo.Args()) == bool(words)
@@ -438,7 +438,8 @@ def test_benchmark_runner(monkeypatch, tmp_path, capsys):
     flags_ = "--total-timesteps 600 --batch-size 150"
     monkeypatch.setitem(runner.FLAGS, ("reinforce", "Pendulum-v1"), flags_)
     code = runner.code_hash((ROOT / "reinforce.py").read_text())
-    folder = tmp_path / "work" / f"reinforce__Pendulum-v1__3__{code}"
+    given = f"--env-id Pendulum-v1 --seed 3 {flags_} --eval-episodes 2".split()
+    folder = runner.folder_of("reinforce__Pendulum-v1__3", code, given)
     folder.mkdir(parents=True)
     half = dict(env_id="Pendulum-v1", seed=3, total_timesteps=400, batch_size=150, eval_episodes=0)
     assert run("reinforce", cwd=folder, **half).returncode == 0  # as far as it came
