@@ -54,7 +54,8 @@ FLAGS = {
     ("reinforce", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9",
     ("reinforce_baseline", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9",
     ("a2c", "Pendulum-v1"): (
-        "--total-timesteps 1000000 --learning-rate 1e-3 --gamma 0.95 --num-envs 8 --num-steps 8"
+        "--total-timesteps 1000000 --learning-rate 2e-3 --gamma 0.95 --num-envs 8 --num-steps 8 "
+        "--ent-coef 0.003"
     ),
     ("trpo", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.95 --num-envs 8 --num-steps 256",
     ("ppo", "Pendulum-v1"): (
