@@ -51,7 +51,7 @@ Changed from reinforce_baseline.py
 
 Run
     python a2c.py --env-id HalfCheetah-v4
-    1,000,000 steps in 1 minute; return 2,595 ± 1,028 (6 seeds; more in benchmarks.md)
+    1,000,000 steps in 1 minute; return 2,345 ± 956 (10 seeds; more in benchmarks.md)
 
 References
     Mnih et al. 2016, Asynchronous methods for deep reinforcement learning, arXiv:1602.01783
