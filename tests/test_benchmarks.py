@@ -207,8 +207,9 @@ def test_another_evaluation_is_another_row(benchmark, tmp_path):
     assert [row["command"].split("--eval-episodes ")[1][0] for row in rows] == ["1", "2"]
 
 
-def test_a_seed_given_twice_is_run_once(benchmark, tmp_path):
+def test_a_seed_given_twice_is_run_once(benchmark, tmp_path, capsys):
     benchmark("--seeds", "5", "5")
+    assert "[1/1]" in capsys.readouterr().out
     assert len(runner.read(tmp_path / "results/runs.csv")) == 1
 
 
