@@ -7,7 +7,8 @@ from its commit, trains for a short while on three environments (off-policy two)
 script with the same seed and flags. Only if all episodes, all parameters at the end, the optimizers'
 state and the evaluation agree to the last bit, results/same_code.csv says "yes", and report.py no
 longer lists the version's rows as those of another code. What stands there is not compared again.
-Older versions evaluated on episodes of other seeds; here they are given the present ones.
+Older versions evaluated on episodes of other seeds; here they are given the present ones. Of the
+peers' file, sb3.py, the episodes and the evaluation are compared: it saves no parameters.
 
 All without --compile: a graph that is put together in another way rounds otherwise, and the test
 suite compares graphs with the plain update.
@@ -37,7 +38,7 @@ def versions() -> Iterator[tuple[str, str, str]]:
     found = set()
     for row in read(RESULTS / "runs.csv"):
         script, code = row["script"], row["code"]
-        if script.startswith("sb3_") or (script, code) in found or code == present(script):
+        if (script, code) in found or code == present(script):
             continue
         found.add((script, code))
         yield script, row["commit"], code
@@ -49,7 +50,7 @@ def present(script: str) -> str:
 
 def flags(script: str, env_id: str) -> list[str]:
     words = ["--env-id", env_id, "--seed", "5", "--eval-episodes", "2", "--total-timesteps"]
-    words.append(str(STEPS.get(script, DEFAULT_STEPS)))
+    words.append(str(STEPS.get(script.removeprefix("sb3_"), DEFAULT_STEPS)))
     if script == "a3c":
         words += ["--num-workers", "1"]  # the order of several workers' pushes is chance
     return words
@@ -68,8 +69,10 @@ def train(text: str, script: str, env_id: str) -> tuple[list, dict, list]:
         (run,) = Path(folder).glob("runs/*")
         with open(run / "episodes.csv") as file:
             episodes = [(x["step"], x["return"], x["length"]) for x in csv.DictReader(file)]
-        state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
         summary = json.loads((run / "summary.json").read_text())
+        if script.startswith("sb3_"):
+            return episodes, {}, [summary["evaluation_return"], summary["evaluation_std"]]
+        state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
         return episodes, state, summary["evaluation_returns"]
 
 
@@ -93,12 +96,13 @@ def main() -> None:
         row = {"script": script, "code": code, "present": present(script)}
         if tuple(row.values()) in known:
             continue
-        show = ["git", "-C", str(ROOT), "show", f"{commit}:{script}.py"]
+        path_then = path_of(script).relative_to(ROOT)
+        show = ["git", "-C", str(ROOT), "show", f"{commit}:{path_then}"]
         text = subprocess.run(show, check=True, capture_output=True, text=True).stdout
         assert code_hash(text) == code, f"{commit} has another {script}.py than the row says"
         text = text.replace(*EVALUATION_SEEDS)
         verdicts = []
-        for env_id in ENV_IDS[: 2 if script in STEPS else 3]:
+        for env_id in ENV_IDS[: 2 if script.removeprefix("sb3_") in STEPS else 3]:
             key = script, env_id
             if key not in now:
                 now[key] = train(path_of(script).read_text(), *key)
