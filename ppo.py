@@ -111,8 +111,8 @@ class Args:
     num_envs: int = 64  # N, environments [AC-09d]
     num_steps: int = 32  # T, steps in each environment per rollout [AC-09d]
     anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
-    gamma: float = 0.99  # γ, discount factor [CS-3a]
-    gae_lambda: float = 0.95  # λ, decay of the weights of later TD errors [X-GAE]
+    gamma: float = 0.995  # γ, discount factor [CS-3a]
+    gae_lambda: float = 0.97  # λ, decay of the weights of later TD errors [X-GAE]
     num_minibatches: int = 32  # minibatches that each epoch is cut into, here of 64 samples
     update_epochs: int = 10  # K, epochs over each rollout [AC-09d]
     norm_adv: bool = True  # standardise the advantages of each minibatch

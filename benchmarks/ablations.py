@@ -54,6 +54,7 @@ VARIANTS = {
     ),
     "no-norm-adv": ("advantages not standardised", ["--no-norm-adv"], []),
     "no-anneal-lr": ("constant step size", ["--no-anneal-lr"], []),
+    "gamma-0.99": ("γ = 0.99, λ = 0.95", ["--gamma", "0.99", "--gae-lambda", "0.95"], []),
     "lambda-0.9": ("λ = 0.9", ["--gae-lambda", "0.9"], []),
     "std-1": ("σ starts at 1", [], [("torch.full((outputs,), -0.5)", "torch.zeros(outputs)")]),
     "last-layer-1": ("the policy's last layer not scaled down", [], [("output_gain=0.01", "output_gain=1.0")]),

@@ -400,7 +400,7 @@ def test_a_change_of_the_algorithm_is_found(monkeypatch):
     monkeypatch.setattr(same_code, "DEFAULT_STEPS", 4096)
     text = (ROOT / "ppo.py").read_text()
     message = text.replace("Stopping after this update", "Stopping")
-    constant = text.replace("gae_lambda: float = 0.95", "gae_lambda: float = 0.951")
+    constant = text.replace("gae_lambda: float = 0.97", "gae_lambda: float = 0.971")
     assert message != text != constant
     runs = [same_code.train(x, "ppo", "CartPole-v1") for x in (text, message, constant)]
     assert len(runs[0][0]) > 50 and runs[0][2]
