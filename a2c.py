@@ -530,6 +530,9 @@ def join_processes(args: Args) -> tuple[int, int]:
         raise ValueError(f"num_envs is {args.num_envs}; {world_size} processes cannot share them")
     if args.cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # These functions keep the group that exists at their import as a default argument. Imported
+    # later, by the optimizer, they would hold its threads past the end, which then may abort.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if args.cuda else "gloo", timeout=timedelta(minutes=10))
     everyone = of_all_objects({k: v for k, v in vars(args).items() if k != "resume"})
     for name, number in everyone[0].items():

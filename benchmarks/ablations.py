@@ -19,7 +19,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from run import RESULTS, ROOT, append, commit, read
+from run import RESULTS, ROOT, append, code_hash, commit, read
+from same_code import as_present
 
 ABLATIONS = RESULTS / "ablations.csv"
 ENV_ID, FLAGS = "HalfCheetah-v4", "--total-timesteps 500000"  # half the steps, twice the runs
@@ -95,6 +96,12 @@ def run(variant: str, seed: str, text: str, compiled: bool, revision: str) -> di
     }  # fmt: skip
 
 
+def code_at(revision: str) -> str:
+    """The digest of ppo.py at a commit."""
+    show = ["git", "-C", str(ROOT), "show", f"{revision}:ppo.py"]
+    return code_hash(subprocess.run(show, check=True, capture_output=True, text=True).stdout)
+
+
 def table() -> str:
     """Markdown: each variant's training return, seed by seed, its mean, and its mean change."""
     found, lines = {}, []
@@ -123,9 +130,17 @@ def main() -> None:
     if options.table:
         print(table())
         return
-    done = {(row["variant"], row["seed"]) for row in read(ABLATIONS)}
+    rows = read(ABLATIONS)
+    done = {(row["variant"], row["seed"]) for row in rows}
     jobs = [(variant, seed) for seed in options.seeds for variant in options.variants]
     revision, text, lock = commit(["ppo"]), (ROOT / "ppo.py").read_text(), threading.Lock()
+    same, commits = as_present("ppo"), sorted({row["commit"] for row in rows})
+    if older := [other for other in commits if code_at(other) not in same]:
+        sys.exit(
+            f"{ABLATIONS} has rows of commits whose ppo.py may do something else: "
+            f"{' '.join(older)}. Changes can be compared within one version only. If just its "
+            "plumbing differs, run same_code.py; else move the file away, and run all anew"
+        )
     os.environ["OMP_NUM_THREADS"] = "1"
 
     def work(job: tuple[str, str]) -> None:

@@ -14,7 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 import ablations
-from run import RESULTS, ROOT, code_hash, flags_of, path_of, read
+from run import RESULTS, ROOT, flags_of, read
+from same_code import as_present, present
 
 OURS = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac"]
 ORDER = [name for script in OURS for name in (script, f"sb3_{script}")]  # each beside its peer
@@ -580,15 +581,10 @@ def of_other_code() -> list[str]:
 
     Left out are versions that trained as the present one does, to the last bit: see same_code.py.
     """
-    now = {script: code_hash(path_of(script).read_text()) for script, _ in cells()}
-    same = {
-        (row["script"], row["code"])
-        for row in read(RESULTS / "same_code.csv")
-        if row["same"] == "yes" and row["present"] == now.get(row["script"])
-    } | set(now.items())
+    same = {script: as_present(script) for script, _ in cells()}
     lines = []
     for (script, env_id), rows in cells().items():
-        if old := [row["seed"] for row in rows if (script, row["code"]) not in same]:
+        if old := [row["seed"] for row in rows if row["code"] not in same[script]]:
             lines.append(f"{script} {env_id}: seeds {' '.join(old)}")
     return lines
 
@@ -602,7 +598,7 @@ def code() -> str:
 
 def speeds_of_other_code() -> str:
     """Which speeds were measured with other versions of the scripts than the present ones."""
-    now, found = {script: code_hash(path_of(script).read_text()) for script in OURS}, {}
+    now, found = {script: present(script) for script in OURS}, {}
     for row in read(RESULTS / "speed.csv"):
         if row["code"] and row["code"] != now[row["script"]]:
             found.setdefault(row["part"], set()).add(row["commit"])

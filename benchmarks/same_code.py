@@ -48,6 +48,16 @@ def present(script: str) -> str:
     return code_hash(path_of(script).read_text())
 
 
+def as_present(script: str) -> set[str]:
+    """The codes of the script that train as it does now: its own, and those that were compared."""
+    now = present(script)
+    return {now} | {
+        row["code"]
+        for row in read(RESULTS / "same_code.csv")
+        if (row["script"], row["present"], row["same"]) == (script, now, "yes")
+    }
+
+
 def flags(script: str, env_id: str) -> list[str]:
     words = ["--env-id", env_id, "--seed", "5", "--eval-episodes", "2", "--total-timesteps"]
     words.append(str(STEPS.get(script.removeprefix("sb3_"), DEFAULT_STEPS)))

@@ -1,7 +1,8 @@
 """What torchrun starts in test_processes.py: python ranks.py <script> <flags of the script>.
 
 Samples are a function of the distribution alone, so that any number of processes plays the same
-episodes. What each process has played first, and what it ends with, is written to rank<r>.pt.
+episodes. What each process has played first, and what it ends with, is written to rank<r>.pt, with
+the names of the threads that are left.
 RANK_<r>=kill, or raise, ends rank r on the way; pid<r> says which process it is.
 """
 
@@ -46,4 +47,6 @@ script.play, script.start_alike = watched_play, keep
 folder = script.train(script.parse_args())
 rollout = kept.pop("rollout")
 content = {key: part.state_dict() for key, part in kept.items()}
-torch.save(content | {"folder": str(folder), "rollout": rollout}, f"rank{rank}.pt")
+threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]  # Linux
+content |= {"folder": str(folder), "rollout": rollout, "threads": threads}
+torch.save(content, f"rank{rank}.pt")

@@ -407,6 +407,32 @@ def test_a_change_of_the_algorithm_is_found(monkeypatch):
     assert same_code.equal(runs[0], runs[1]) and not same_code.equal(runs[0], runs[2])
 
 
+PEER = """
+import sys
+from pathlib import Path
+
+folder = Path("runs/one")
+folder.mkdir(parents=True)
+(folder / "episodes.csv").write_text("step,return,length\\n200,-7.5,200\\n")
+arguments = " ".join(sys.argv[1:])
+evaluation = {"evaluation_return": -9.0, "evaluation_std": 2.0, "seconds": len(arguments)}
+(folder / "summary.json").write_text(str(evaluation).replace("'", '"'))
+"""
+
+
+def test_the_peers_are_compared_by_their_episodes_and_evaluation(monkeypatch):
+    """They save no parameters; how long a run took says nothing."""
+    row = {"script": "sb3_ppo", "commit": "abc", "code": "then"}
+    monkeypatch.setattr(same_code, "read", lambda path: [row, row])
+    assert list(same_code.versions()) == [("sb3_ppo", "abc", "then")]
+    slower = PEER.replace("len(arguments)", "99")
+    texts = PEER, slower, PEER.replace("-7.5", "-7.25"), PEER.replace("-9.0", "-8.5")
+    runs = [same_code.train(text, "sb3_ppo", "Pendulum-v1") for text in texts]
+    assert runs[0] == ([("200", "-7.5", "200")], {}, [-9, 2])
+    assert [same_code.equal(runs[0], other) for other in runs[1:]] == [True, False, False]
+    assert same_code.flags("sb3_td3", "Hopper-v4")[-1] == "25300"
+
+
 def test_rows_of_other_code_are_told(monkeypatch):
     now = runner.code_hash((ROOT / "ppo.py").read_text())
     rows = [{"seed": str(i), "code": code} for i, code in enumerate((now, "same", "other", "was"))]
@@ -416,7 +442,7 @@ def test_rows_of_other_code_are_told(monkeypatch):
         {"script": "ppo", "code": "was", "present": "another", "same": "yes"},
     ]
     monkeypatch.setattr(report, "cells", lambda: {("ppo", "Hopper-v4"): rows})
-    monkeypatch.setattr(report, "read", lambda path: known)
+    monkeypatch.setattr(same_code, "read", lambda path: known)
     assert report.of_other_code() == ["ppo Hopper-v4: seeds 2 3"]
     assert "something else: ppo Hopper-v4: seeds 2 3." in report.code()
 
@@ -429,6 +455,33 @@ def test_speeds_of_other_code_are_told(monkeypatch):
     assert "scripts as they are now" in report.speeds_of_other_code()
     rows.append(row | {"code": "old", "commit": "def"})
     assert report.speeds_of_other_code().endswith("these commits: peers def.")
+
+
+def test_ablations_of_two_versions_are_not_mixed(monkeypatch, tmp_path):
+    """Rows stand beside each other only if their ppo.py trains alike; plumbing may differ."""
+    ablations, text = report.ablations, (ROOT / "ppo.py").read_text()
+    shown = {"now": text, "plumbing": text + "import sys", "older": text + "x = 1"}
+    rows = [
+        {"variant": name, "seed": "1", "commit": commit}
+        for name, commit in zip(ablations.VARIANTS, shown)
+    ]
+    codes = {commit: runner.code_hash(text) for commit, text in shown.items()}
+    same = {"script": "ppo", "code": codes["plumbing"], "present": codes["now"], "same": "yes"}
+    monkeypatch.setattr(ablations, "code_at", codes.get)
+    monkeypatch.setattr(ablations, "commit", lambda scripts: "now")
+    monkeypatch.setattr(ablations, "read", lambda path: rows)
+    monkeypatch.setattr(same_code, "read", lambda path: [same])
+    monkeypatch.setattr(ablations, "ABLATIONS", tmp_path / "ablations.csv")
+    played = []
+    monkeypatch.setattr(ablations, "run", lambda *job: played.append(job[:2]) or {"variant": "x"})
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "--seeds", "1"])
+    with pytest.raises(SystemExit, match="may do something else: older. "):
+        ablations.main()
+    assert not played
+    del rows[2]
+    ablations.main()
+    names = list(ablations.VARIANTS)
+    assert sorted(played) == sorted((name, "1") for name in names[2:])  # two are done
 
 
 def test_ablations_compare_the_same_seeds(monkeypatch):
