@@ -48,7 +48,7 @@ Changed from a2c.py
 
 Run
     python trpo.py --env-id HalfCheetah-v4
-    1,000,000 steps in 1 minute; return 5,354 ± 860 (6 seeds; more in benchmarks.md)
+    1,000,000 steps in 1 minute; return 5,179 ± 691 (10 seeds; more in benchmarks.md)
 
 References
     Schulman et al. 2015, Trust region policy optimization, arXiv:1502.05477
