@@ -47,7 +47,7 @@ Changed from ddpg.py
 
 Run
     python td3.py --env-id HalfCheetah-v4
-    200,000 steps in 18 to 36 minutes; return 6,340 ± 1,446 (2 seeds; more in benchmarks.md)
+    200,000 steps in 18 to 36 minutes; return 6,377 ± 1,024 (3 seeds; more in benchmarks.md)
 
 References
     Fujimoto et al. 2018, Addressing function approximation error in actor-critic, arXiv:1802.09477
