@@ -22,15 +22,15 @@ Equations, in the order of the code
 Algorithm [AC-09d]
     1. initialise the policy θ and the critic w
     2. play T steps in each of N environments with π_old = π_θ
-    3. log π_old(a|s) of all T·N actions, and V_old(s)
-    4. K times: advantages Â by GAE, and value targets, by the critic as it now is (the text: once)
+    3. log π_old(a|s) and V_old(s) of all T·N samples, and the value targets
+    4. K times: advantages Â by GAE, by the critic as it now is (the text: once, by V_old)
     5.     shuffle the T·N samples into minibatches; for each, a step of Adam up the objective L
     6. discard the rollout, back to 2
 
 Not in the text [impl]; benchmarks.md tells what most of it is worth
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     values standardised by running statistics, without a change of V_w  van Hasselt 2016
-    advantages and value targets recomputed in every epoch              Andrychowicz 2021, 3.5
+    advantages, but not the value targets, recomputed in every epoch    Andrychowicz 2021, 3.5
     advantages standardised in each minibatch                           OpenAI Baselines, ppo2
     Adam, its ε = 1e-5; step size lowered to 0; gradient's norm limited  OpenAI Baselines, ppo2
     two networks of two layers of 64 tanh units                         Schulman 2017, 6.1
@@ -493,23 +493,24 @@ def train(args: Args) -> Path:
         observations, actions, rewards, next_observations, terminations, truncations = rollout
         everyone = of_all(observations.flatten(0, 1))  # (W·T·N, O), of all W processes
 
-        # 3. log π_old(a|s) of all T·N actions, and V_old(s), in one batch each.
+        # 3. log π_old(a|s) and V_old(s) of all T·N samples, and the value targets. The target is a
+        # constant, of V_old in all epochs: no gradient flows through it, and V_w does not chase it.
         with torch.no_grad():
             old_log_probs = actor(observations).log_prob(actions)  # (T, N)
-            old_values = critic(observations)  # (T, N)
+            old_values, next_values = critic(observations), critic(next_observations)  # (T, N)
+            transitions = rewards, old_values, next_values, terminations, truncations
+            targets = gae(*transitions, args.gamma, args.gae_lambda) + old_values  # (T, N)
+        # [impl] The critic's statistics move before its fit, which corrects what that changes.
+        critic.obs_norm.update(everyone)
+        critic.update_return_norm(of_all(targets.flatten()))
 
         losses = []
-        for epoch in range(args.update_epochs):
-            # 4. Advantages Â by GAE, and value targets, by the critic as it now is [impl].
-            # The target is a constant: no gradient flows through it.
+        for _ in range(args.update_epochs):
+            # 4. Advantages Â by GAE, by the critic as it now is [impl].
             with torch.no_grad():
                 values, next_values = critic(observations), critic(next_observations)  # (T, N)
                 transitions = rewards, values, next_values, terminations, truncations
                 advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)
-                targets = advantages + values
-            if epoch == 0:  # [impl] The critic's statistics move before its fit.
-                critic.obs_norm.update(everyone)
-                critic.update_return_norm(of_all(targets.flatten()))
 
             # 5. For each minibatch of the shuffled samples a step of Adam up the objective L.
             samples = observations, actions, old_log_probs, advantages, old_values, targets
@@ -538,7 +539,7 @@ def train(args: Args) -> Path:
             **dict(zip(names, torch.stack(losses).mean(0))),  # means over all minibatches
             approx_kl=approx_kl(log_probs, old_log_probs),
             clip_fraction=((ratio - 1).abs() > args.clip_coef).float().mean(),
-            explained_variance=explained_variance(values, targets),
+            explained_variance=explained_variance(old_values, targets),
             learning_rate=args.learning_rate * remaining,
         )
     envs.close()

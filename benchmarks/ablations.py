@@ -25,6 +25,13 @@ from same_code import as_present
 ABLATIONS = RESULTS / "ablations.csv"
 ENV_ID, FLAGS = "HalfCheetah-v4", "--total-timesteps 500000"  # half the steps, twice the runs
 
+ADVANTAGES = (
+    "                advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)\n"
+)
+STATISTICS = """        critic.obs_norm.update(everyone)
+        critic.update_return_norm(of_all(targets.flatten()))
+"""
+
 # name: (what it says in the table, flags, [(old text, new text), ...])
 VARIANTS = {
     "default": ("ppo.py as it is", [], []),
@@ -32,26 +39,34 @@ VARIANTS = {
         "advantages computed once per rollout, not in every epoch",
         [],
         [
-            ("            with torch.no_grad():\n                values, next", "            if epoch == 0:\n              with torch.no_grad():\n                values, next"),
+            (
+                "                values, next_values = critic(observations), critic(next_observations)  # (T, N)\n                transitions = rewards, values,",
+                "                transitions = rewards, old_values,",
+            ),
         ],
+    ),
+    "targets-anew": (
+        "value targets computed in every epoch anew, not once per rollout",
+        [],
+        [(ADVANTAGES, ADVANTAGES + "                targets = advantages + values\n")],
     ),
     "no-obs-norm": (
         "observations not standardised",
         [],
         [
             ("        actor.obs_norm.update(everyone)\n", ""),
-            ("                critic.obs_norm.update(everyone)\n", ""),
+            ("        critic.obs_norm.update(everyone)\n", ""),
         ],
     ),
     "no-return-norm": (
         "values and their loss in the rewards' own units",
         [],
-        [("                critic.update_return_norm(of_all(targets.flatten()))\n", "")],
+        [("        critic.update_return_norm(of_all(targets.flatten()))\n", "")],
     ),
     "statistics-last": (
-        "the critic's statistics move in the last epoch, not in the first",
+        "the critic's statistics move after its fit, not before",
         [],
-        [("            if epoch == 0:  # [impl]", "            if epoch == args.update_epochs - 1:  # [impl]")],
+        [(STATISTICS, ""), ("        # 6. Discard", STATISTICS + "        # 6. Discard")],
     ),
     "no-norm-adv": ("advantages not standardised", ["--no-norm-adv"], []),
     "no-anneal-lr": ("constant step size", ["--no-anneal-lr"], []),
@@ -63,7 +78,10 @@ VARIANTS = {
     "limit-ends": (
         "time limits treated as terminations",
         [],
-        [("next_values, terminations, truncations\n                adv", "next_values, terminations | truncations, truncations\n                adv")],
+        [
+            (f"{values}, next_values, terminations, truncations\n", f"{values}, next_values, terminations | truncations, truncations\n")
+            for values in ("old_values", " values")
+        ],
     ),
 }  # fmt: skip
 

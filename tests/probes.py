@@ -53,6 +53,13 @@ class Counter(Probe):
         return np.array([self.count], np.float32)
 
 
+class Parity(Counter):
+    """Pays 1 where the number that it observes is odd."""
+
+    def outcome(self, action):
+        return float(self.count % 2), False
+
+
 class NanReward(Probe):
     """Pays 1, but NaN in the 50th step of an episode."""
 
@@ -228,7 +235,7 @@ class Sign(gym.ActionWrapper):
 
 
 for name, limit in {
-    "TimeLimit": 5, "Counter": 10, "NanReward": 200, "NanObservation": 200, "NanReset": 20, "Huge": 200, "OldGenerator": 20, "Slow": 20, "OneStep": 5, "Lopsided": 20, "Chance": 20, "Narrow": 20,
+    "TimeLimit": 5, "Counter": 10, "Parity": 10, "NanReward": 200, "NanObservation": 200, "NanReset": 20, "Huge": 200, "OldGenerator": 20, "Slow": 20, "OneStep": 5, "Lopsided": 20, "Chance": 20, "Narrow": 20,
     "Nested": 20, "Lists": 20, "Reuse": 10, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20, "Wide": 20,
     "Raises": 200,
 }.items():  # fmt: skip

@@ -1341,16 +1341,19 @@ def test_entropy_bonus_raises_entropy(make):
 
 
 def spy_on_objective(monkeypatch, script, **settings):
-    """Trains while every minibatch is recorded: (observations, actions, log ratio, advantages)."""
+    """Trains while every minibatch is recorded, with the values before its update."""
     seen, objective = [], script.ppo_objective
 
-    def spy(actor, critic, obs, actions, old_log_probs, advantages, *rest):
+    def spy(actor, critic, obs, actions, old_log_probs, advantages, old_values, targets, args):
         with torch.no_grad():
             log_ratio = actor(obs).log_prob(actions) - old_log_probs
         batch = SimpleNamespace(obs=obs, actions=actions, log_ratio=log_ratio)
-        batch.old_log_probs = old_log_probs
+        batch.old_log_probs, batch.advantages = old_log_probs, advantages
+        batch.old_values, batch.targets = old_values, targets
+        batch.critic = copy.deepcopy(critic)
         seen.append(batch)
-        return objective(actor, critic, obs, actions, old_log_probs, advantages, *rest)
+        rest = old_log_probs, advantages, old_values, targets, args
+        return objective(actor, critic, obs, actions, *rest)
 
     monkeypatch.setattr(script, "ppo_objective", spy)
     script.train(script.Args(eval_episodes=0, **settings))
@@ -1371,6 +1374,39 @@ def test_every_sample_is_used_in_every_epoch(monkeypatch):
     assert not set(rollouts[0].tolist()) & set(rollouts[1].tolist())  # then it is discarded
     orders = [torch.cat([batch.obs for batch in seen[i : i + 7]]).tolist() for i in (0, 7)]
     assert orders[0] != orders[1]  # each epoch is shuffled anew
+
+
+def test_advantages_are_of_the_present_critic_and_targets_of_the_old(monkeypatch):
+    """[AC-09d] Parity pays k mod 2 where it observes k, and k + 1 follows: with λ = 0,
+    Â = k mod 2 + γ V(k + 1) − V(k) by the critic at the epoch's start, and in all epochs the target
+    is k mod 2 + γ V_old(k + 1)."""
+    seen = spy_on_objective(
+        monkeypatch, ppo, env_id="probes:Parity-v0", num_envs=2, num_steps=32, gamma=0.9,
+        gae_lambda=0.0, total_timesteps=128, num_minibatches=4, update_epochs=3, learning_rate=0.01,
+    )  # fmt: skip
+    for start in (0, 12):  # two rollouts
+        fitted = []
+        for epoch in range(3):
+            batches = seen[start + 4 * epoch : start + 4 * epoch + 4]
+            names = "obs", "advantages", "old_values", "targets"
+            parts = ([getattr(batch, name) for batch in batches] for name in names)
+            obs, advantages, old_values, targets = map(torch.cat, parts)
+            critic = batches[0].critic
+            with torch.no_grad():
+                expected = obs.squeeze(1) % 2 + 0.9 * critic(obs + 1) - critic(obs)
+            torch.testing.assert_close(advantages, expected, rtol=1e-4, atol=1e-4)
+            numbers = obs.flatten().int().tolist()
+            old_values = dict(zip(numbers, old_values.tolist()))
+            targets = dict(zip(numbers, targets.tolist()))
+            inner = [number for number in numbers if number + 1 in old_values]
+            assert len(inner) == 56  # all but the last of each rollout and episode
+            for number in inner:
+                expected = number % 2 + 0.9 * old_values[number + 1]
+                assert targets[number] == pytest.approx(expected, abs=1e-4)
+            fitted.append((sorted(old_values.items()), sorted(targets.items())))
+        assert fitted[0] == fitted[1] == fitted[2]
+        first, last = (seen[start + k].critic for k in (0, 8))
+        assert (first(obs) - last(obs)).abs().max() > 0.01  # the critic does move in between
 
 
 @pytest.mark.parametrize("env_id", ["probes:Lopsided-v0", "CartPole-v1"])
@@ -1461,6 +1497,6 @@ def test_successor_of_a_finished_episode(monkeypatch):
         ppo.Args(env_id="probes:Counter-v0", num_envs=2, num_steps=32, total_timesteps=64,
                  eval_episodes=0, num_minibatches=1, update_epochs=1)
     )  # fmt: skip
-    observations, next_observations = pairs[1:3]  # after V_old, values and next values: (T, N, 1)
+    observations, next_observations = pairs[:2]  # (T, N, 1)
     assert observations.shape == (32, 2, 1)
     torch.testing.assert_close(next_observations, observations + 1)
