@@ -52,7 +52,7 @@ Changed from td3.py
 
 Run
     python sac.py --env-id HalfCheetah-v4
-    200,000 steps in 35 to 69 minutes; return 7,178 ± 967 (2 seeds; more in benchmarks.md)
+    200,000 steps in 24 to 69 minutes; return 6,581 ± 1,239 (3 seeds; more in benchmarks.md)
 
 References
     Haarnoja et al. 2018, Soft actor-critic, arXiv:1801.01290
