@@ -44,7 +44,7 @@ Changed from trpo.py
 
 Run
     python ppo.py --env-id HalfCheetah-v4
-    1,000,000 steps in 1 minute; return 5,685 ± 763 (8 seeds; more in benchmarks.md)
+    1,000,000 steps in 1 minute; return 5,748 ± 819 (10 seeds; more in benchmarks.md)
 
 References
     Schulman et al. 2017, Proximal policy optimization algorithms, arXiv:1707.06347
