@@ -493,8 +493,8 @@ def train(args: Args) -> Path:
         observations, actions, rewards, next_observations, terminations, truncations = rollout
         everyone = of_all(observations.flatten(0, 1))  # (W·T·N, O), of all W processes
 
-        # 3. log π_old(a|s) and V_old(s) of all T·N samples, and the value targets. The target is a
-        # constant, of V_old in all epochs: no gradient flows through it, and V_w does not chase it.
+        # 3. log π_old(a|s) and V_old(s) of all T·N samples, and their value targets [X-VF]. These are
+        # constants: no gradient flows through them, and V_w does not chase them from epoch to epoch.
         with torch.no_grad():
             old_log_probs = actor(observations).log_prob(actions)  # (T, N)
             old_values, next_values = critic(observations), critic(next_observations)  # (T, N)
