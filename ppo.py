@@ -493,8 +493,8 @@ def train(args: Args) -> Path:
         observations, actions, rewards, next_observations, terminations, truncations = rollout
         everyone = of_all(observations.flatten(0, 1))  # (W·T·N, O), of all W processes
 
-        # 3. log π_old(a|s) and V_old(s) of all T·N samples, and their value targets [X-VF]. These are
-        # constants: no gradient flows through them, and V_w does not chase them from epoch to epoch.
+        # 3. log π_old(a|s) and V_old(s) of all T·N samples, and their value targets [X-VF], which
+        # are constants: no gradient flows through them, nor does V_w chase them in later epochs.
         with torch.no_grad():
             old_log_probs = actor(observations).log_prob(actions)  # (T, N)
             old_values, next_values = critic(observations), critic(next_observations)  # (T, N)
