@@ -59,7 +59,8 @@ FLAGS = {
     ),
     ("trpo", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.95 --num-envs 8 --num-steps 256",
     ("ppo", "Pendulum-v1"): (
-        "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.95 --num-envs 8 --num-steps 256"
+        "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.95 --num-envs 8 --num-steps 256 "
+        "--ent-coef 0.003"
     ),
     **{
         (script, env_id): "--total-timesteps 200000"
