@@ -40,7 +40,7 @@ Not in the text [impl]
 
 Run
     python ddpg.py --env-id HalfCheetah-v4
-    200,000 steps in 15 to 33 minutes; return 6,762 ± 683 (2 seeds; more in benchmarks.md)
+    200,000 steps in 14 to 33 minutes; return 6,520 ± 639 (3 seeds; more in benchmarks.md)
 
 References
     Silver et al. 2014, Deterministic policy gradient algorithms, ICML
