@@ -774,6 +774,10 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     space = env.observation_space
     if not space.is_np_flattenable:
         raise ValueError(f"{env_id} has observations that cannot become a flat vector: {space}")
+    if isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3:
+        warnings.warn(
+            f"{env_id} shows images, {space.shape}; the networks see them as flat vectors"
+        )
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)
     return env

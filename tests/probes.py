@@ -177,6 +177,13 @@ class Nested(Probe):
         return float(action == 4), False
 
 
+class Images(Probe):
+    observation_space = Box(0, 255, (4, 5, 3), np.uint8)
+
+    def observation(self):
+        return np.zeros((4, 5, 3), np.uint8)
+
+
 class Lists(Probe):
     observation_space = Sequence(Discrete(2))
 
@@ -236,7 +243,7 @@ class Sign(gym.ActionWrapper):
 
 for name, limit in {
     "TimeLimit": 5, "Counter": 10, "Parity": 10, "NanReward": 200, "NanObservation": 200, "NanReset": 20, "Huge": 200, "OldGenerator": 20, "Slow": 20, "OneStep": 5, "Lopsided": 20, "Chance": 20, "Narrow": 20,
-    "Nested": 20, "Lists": 20, "Reuse": 10, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20, "Wide": 20,
+    "Nested": 20, "Images": 20, "Lists": 20, "Reuse": 10, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20, "Wide": 20,
     "Raises": 200,
 }.items():  # fmt: skip
     gym.register(f"{name}-v0", entry_point=globals()[name], max_episode_steps=limit)

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 import shutil
+import warnings
 from functools import partial
 
 import numpy as np
@@ -333,6 +334,18 @@ def test_nested_observations_and_numbered_actions(script):
     """A Dict is flattened; Discrete(2, start=3) is served as 3 and 4 (the probe checks them)."""
     module = importlib.import_module(script)
     module.train(module.Args(env_id="probes:Nested-v0", **TINY[script]))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_images_are_flattened_with_a_warning(script):
+    """There are no convolutional networks: who trains on images should know that, others not."""
+    module = importlib.import_module(script)
+    with pytest.warns(UserWarning, match="Images-v0 shows images, .4, 5, 3.; .* flat vectors"):
+        env = module.make_env("probes:Images-v0")
+    assert env.reset()[0].shape == (60,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module.make_env("probes:Nested-v0")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
