@@ -55,7 +55,7 @@ FLAGS = {
     ("reinforce_baseline", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.9",
     ("a2c", "Pendulum-v1"): (
         "--total-timesteps 1000000 --learning-rate 2e-3 --gamma 0.95 --num-envs 8 --num-steps 8 "
-        "--ent-coef 0.003"
+        "--ent-coef 0.003 --max-grad-norm 0.3"
     ),
     ("trpo", "Pendulum-v1"): "--total-timesteps 300000 --gamma 0.95 --num-envs 8 --num-steps 256",
     ("ppo", "Pendulum-v1"): (
