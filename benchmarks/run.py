@@ -46,7 +46,7 @@ FLAGS = {
     ("a2c", "CartPole-v1"): "--total-timesteps 500000",
     ("trpo", "CartPole-v1"): "--total-timesteps 100000 --num-envs 8 --num-steps 128",
     ("ppo", "CartPole-v1"): "--total-timesteps 100000",
-    ("reinforce", "Acrobot-v1"): "--total-timesteps 500000",
+    ("reinforce", "Acrobot-v1"): "--total-timesteps 500000 --learning-rate 1e-3 --batch-size 1000",
     ("reinforce_baseline", "Acrobot-v1"): "--total-timesteps 500000",
     ("a2c", "Acrobot-v1"): "--total-timesteps 500000",
     ("trpo", "Acrobot-v1"): "--total-timesteps 500000",
