@@ -50,7 +50,7 @@ Not in the text [impl]
 
 Run
     python reinforce.py --env-id HalfCheetah-v4
-    1,000,000 steps in 3 to 4 minutes; return 300.0 ± 268.9 (3 seeds; more in benchmarks.md)
+    1,000,000 steps in 2 to 4 minutes; return 598.5 ± 314.2 (10 seeds; more in benchmarks.md)
 
 References
     Williams 1992, Simple statistical gradient-following algorithms, Machine Learning 8

@@ -49,7 +49,7 @@ Changed from reinforce.py
 
 Run
     python reinforce_baseline.py --env-id HalfCheetah-v4
-    1,000,000 steps in 2 minutes; return 814.1 ± 273.5 (9 seeds; more in benchmarks.md)
+    1,000,000 steps in 2 minutes; return 850.4 ± 282.3 (10 seeds; more in benchmarks.md)
 
 References
     Williams 1992, Simple statistical gradient-following algorithms, Machine Learning 8
