@@ -51,7 +51,7 @@ Changed from a2c.py
 
 Run
     python a3c.py --env-id HalfCheetah-v4 --num-workers 2
-    1,000,000 steps in 7 minutes; return 3,138 (1 seed; more in benchmarks.md)
+    1,000,000 steps in 2 minutes; return 1,687 ± 1,144 (3 seeds; more in benchmarks.md)
 
 References
     Mnih et al. 2016, Asynchronous methods for deep reinforcement learning, arXiv:1602.01783

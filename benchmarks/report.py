@@ -139,7 +139,7 @@ def places() -> str:
     """Versions and processors of all runs that the tables show."""
     rows = [row for rows in cells().values() for row in rows]
     versions, processors = (sorted({row[name] for row in rows}) for name in ("versions", "cpu"))
-    return f"{'; '.join(versions)}. {'; '.join(processors)}, one thread a run (a3c.py two processes), two runs at a time."
+    return f"{'; '.join(versions)}. {'; '.join(processors)}, one thread a run and two runs at a time (a3c.py: two processes, alone)."
 
 
 def interval(numbers: list[float], draws: int = 10_000) -> tuple[float, float]:
