@@ -262,7 +262,7 @@ def start_up(job: dict) -> dict[str, float]:
         words += ["--num-envs", str(args.num_envs), "--num-steps", str(args.num_steps)]
         words += ["--total-timesteps", str(total)]
     elif script in OFF_POLICY:
-        words += ["--total-timesteps", "101", "--learning-starts", "100"]
+        words += ["--total-timesteps", "102", "--learning-starts", "100"]  # td3.py waits for two
     else:
         words += ["--total-timesteps", "3000"]
     words += ["--compile"] * (job["variant"] == "compile")
