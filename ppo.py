@@ -1,91 +1,60 @@
-"""Proximal Policy Optimization (PPO), with the clipped surrogate objective; Schulman et al. 2017.
+"""Proximal Policy Optimization (PPO) with the clipped surrogate objective; Schulman et al. 2017.
 
 Idea
-    A policy gradient is right only near the policy that played the rollout: a long step along it
-    can ruin the policy, and with it the next rollout. PPO takes many small steps on each rollout,
-    and takes away the reason to go far: once a sample's probability ratio has left [1−ε, 1+ε] on
-    the side that its advantage asks for, that sample no longer moves the policy.
+    A policy gradient is only valid near the policy that collected the data: a large step can ruin
+    the policy, and with it the next rollout. PPO takes many small steps on each rollout, and gives
+    them no reason to go far: once a sample's probability ratio has left [1−ε, 1+ε] in the direction
+    that its advantage favours, its gradient is zero.
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
-    [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for Discrete actions
+    [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for discrete actions
     [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
     [X-GAE]    Â_t = Σ_l (γλ)^l δ_{t+l}
-    [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   a ratio, not the reward
+    [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   the probability ratio, not the reward
     [AC-09b]   L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]
     [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = Â_t + V(s_t)
-    [CS-8.1a]  J_ent = J + β E_s[H(π(·|s))]   where β is c₂ of the next line
+    [CS-8.1a]  J_ent = J + β E_s[H(π(·|s))]   β is c₂ of the next line
     [AC-09c]   L = L_CLIP − c₁ L_VF + c₂ H   to be maximised over θ and w
-    [AC-07b]   g = Σ_w g_w / W   over W processes, each with its share of the N environments
 
 Algorithm [AC-09d]
     1. initialise the policy θ and the critic w
-    2. play T steps in each of N environments with π_old = π_θ
-    3. log π_old(a|s) and V_old(s) of all T·N samples, and the value targets
-    4. K times: advantages Â by GAE, by the critic as it now is (the text: once, by V_old)
-    5.     shuffle the T·N samples into minibatches; for each, a step of Adam up the objective L
-    6. discard the rollout, back to 2
+    2. run π_old = π_θ for T steps in each of N environments
+    3. for all T·N samples: log π_old(a|s), V_old(s) and the value targets
+    4. K times: advantages Â by GAE with the current critic (in the text: once, with V_old)
+    5.     shuffle the T·N samples into minibatches; one Adam step up L for each
+    6. discard the rollout and go to 2
 
-Not in the text [impl]; benchmarks.md tells what most of it is worth
+Not in the text [impl]; benchmarks.md measures what most of it is worth
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
-    values standardised by running statistics, without a change of V_w  van Hasselt 2016
-    advantages, but not the value targets, recomputed in every epoch    Andrychowicz 2021, 3.5
-    advantages standardised in each minibatch                           OpenAI Baselines, ppo2
-    Adam, its ε = 1e-5; step size lowered to 0; gradient's norm limited  OpenAI Baselines, ppo2
-    two networks of two layers of 64 tanh units                         Schulman 2017, 6.1
-    orthogonal weights; last layer of the policy × 0.01                 Andrychowicz 2021, 3.2
-    σ starts at e^−0.5; actions in units of the half range              tianshou, examples/mujoco
-    time limits bootstrap                                               Pardo 2018
+    values standardised by running statistics, L_VF in their units      PopArt, van Hasselt 2016
+    advantages (not the value targets) recomputed in every epoch        Andrychowicz 2021, 3.5
+    advantages standardised per minibatch; Adam's ε and annealed rate   OpenAI Baselines, ppo2
+    orthogonal weights, the policy's last layer scaled by 0.01          Andrychowicz 2021, 3.2
+    initial σ = e^−0.5, in units of half the action range               tianshou, examples/mujoco
+    bootstrap from V(s') at time limits                                 Pardo 2018
 
-Changed from trpo.py
-    clipped_surrogate takes the place of the KL constraint, with its Fisher-vector product,
-    conjugate gradient and line search; one Adam follows one objective for θ and w.
-
-Run
-    python ppo.py --env-id HalfCheetah-v4
-    1,000,000 steps in 1 minute; return 5,748 ± 819 (10 seeds; more in benchmarks.md)
-
-References
-    Schulman et al. 2017, Proximal policy optimization algorithms, arXiv:1707.06347
-    Schulman et al. 2016, High-dimensional continuous control using GAE, arXiv:1506.02438
-    Andrychowicz et al. 2021, What matters in on-policy reinforcement learning?, arXiv:2006.05990
-    van Hasselt et al. 2016, Learning values across many orders of magnitude, arXiv:1602.07714
-    Pardo et al. 2018, Time limits in reinforcement learning, arXiv:1712.00378
+Run: python ppo.py --env-id HalfCheetah-v4
+    1,000,000 steps in 2 to 4 minutes, 1 to 2 with --compile; return 5,748 ± 819 (10 seeds)
 """
 
-from __future__ import annotations
-
-import copy
-import importlib.util
-import io
 import json
 import math
 import os
-import platform
-import random
-import re
-import signal
 import sys
-import threading
 import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from torch import Tensor, distributed, nn
-from torch.distributions import Categorical, Distribution
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
 from tqdm import tqdm
 
 # ── Arguments ─────────────────────────────────────────────────────────────────────────────────────
@@ -93,46 +62,42 @@ from tqdm import tqdm
 
 @dataclass
 class Args:
-    seed: int = 1  # seed of all random generators
-    torch_deterministic: bool = True  # cuDNN uses deterministic kernels (matters on a GPU only)
-    cuda: bool = False  # use the GPU; networks of this size are usually faster on one CPU core
-    num_threads: int = 1  # PyTorch's CPU threads; more of them pay off-policy only, if at all
-    track: bool = False  # log to Weights & Biases as well (WANDB_MODE=offline needs no account)
-    wandb_project_name: str = "policy-gradients"  # W&B project
-    wandb_entity: str | None = None  # W&B user or team
-    capture_video: bool = False  # record the evaluation episodes as MP4 files
-    eval_episodes: int = 10  # episodes of the deterministic evaluation, 100,000 steps at most each
-    checkpoint_every: int = 100_000  # environment steps between two checkpoints
-    resume: Path | None = None  # go on with the run in this folder; flags given override its own
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
-    total_timesteps: int = 1_000_000  # environment steps, summed over all environments
+    total_timesteps: int = 1_000_000  # environment steps; 0 with --resume only evaluates
+    seed: int = 1  # seed of the weights, the actions and the environments
     # Algorithm
-    learning_rate: float = 5e-4  # step size of Adam
+    learning_rate: float = 5e-4  # initial learning rate of Adam
     num_envs: int = 64  # N, environments [AC-09d]
     num_steps: int = 32  # T, steps in each environment per rollout [AC-09d]
-    anneal_lr: bool = True  # lower the step size linearly to 0 over total_timesteps
+    anneal_lr: bool = True  # anneal the learning rate linearly to 0 over total_timesteps
     gamma: float = 0.995  # γ, discount factor [CS-3a]
-    gae_lambda: float = 0.97  # λ, decay of the weights of later TD errors [X-GAE]
-    num_minibatches: int = 32  # minibatches that each epoch is cut into, here of 64 samples
+    gae_lambda: float = 0.97  # λ, decay of the weight of later TD errors [X-GAE]
+    num_minibatches: int = 32  # minibatches per epoch; the defaults make them 64 samples each
     update_epochs: int = 10  # K, epochs over each rollout [AC-09d]
     norm_adv: bool = True  # standardise the advantages of each minibatch
     clip_coef: float = 0.2  # ε, the ratio is clipped to 1 ± ε [AC-09b]
-    clip_vloss: bool = False  # clip the change of the value, too; not in the PPO paper
     ent_coef: float = 0.0  # c₂ = β, weight of the entropy bonus [AC-09c]
     vf_coef: float = 0.25  # c₁, weight of the value loss, which has no factor ½ here [AC-09c]
-    max_grad_norm: float = 0.5  # the gradient of θ and w together is scaled down to this norm
+    max_grad_norm: float = 0.5  # clip the norm of the joint gradient of θ and w to this
     target_kl: float | None = None  # no further epoch once KL(π_old ‖ π_θ) exceeds this
-    compile: bool = False  # compile the update: half a minute's wait, then much faster updates
+    compile: bool = False  # compile the update into one graph: slow start, faster updates
+    # Run
+    cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
+    num_threads: int = 1  # PyTorch's CPU threads
+    track: bool = False  # also log to Weights & Biases (WANDB_MODE=offline needs no account)
+    wandb_project_name: str = "policy-gradients"  # W&B project
+    wandb_entity: str | None = None  # W&B user or team
+    capture_video: bool = False  # record the evaluation episodes as MP4 files
+    eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
+    save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
+    resume: Path | None = None  # continue the run in this folder; flags given override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class RunningNorm(nn.Module):
-    """Standardises its input by the mean and std of all that `update` has seen [impl].
-
-    The statistics are buffers: they are saved with the network, and move only when told to.
-    """
+    """Standardises by the mean and std of all samples that `update` has seen [impl]."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -140,23 +105,23 @@ class RunningNorm(nn.Module):
         self.register_buffer("std", torch.ones(shape))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
-    def forward(self, sample: Tensor) -> Tensor:
-        return ((sample - self.mean) / self.std).clamp(-10, 10)
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.std).clamp(-10, 10)
 
     @torch.no_grad()
     def update(self, batch: Tensor) -> None:
-        """Merges a batch (B, *shape) in, as if all samples so far stood in one array."""
+        """Merges the mean and std of a batch (B, *shape) with those of all samples before."""
         self.count += len(batch)
-        share = (len(batch) / self.count).float()  # of this batch among all samples
-        shift = batch.mean(0) - self.mean
-        variance = (1 - share) * self.std**2 + share * batch.var(0, correction=0)
-        variance += share * (1 - share) * shift**2  # between the batch and the samples before it
-        self.mean += share * shift
+        share = (len(batch) / self.count).float()  # the batch's share of all samples
+        mean = batch.mean(0)
+        variance = ((batch - mean) ** 2).mean(0)
+        variance = share * variance + (1 - share) * (self.std**2 + share * (mean - self.mean) ** 2)
+        self.mean.lerp_(mean, share)
         self.std.copy_(variance.clamp(min=1e-8).sqrt())
 
 
 def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
-    """Two hidden layers of 64 tanh units; orthogonal weights and zero biases [impl]."""
+    """Two hidden layers of 64 tanh units; orthogonal weights, zero biases [impl]."""
     layers = [nn.Linear(inputs, 64), nn.Linear(64, 64), nn.Linear(64, outputs)]
     for layer, gain in zip(layers, (math.sqrt(2), math.sqrt(2), output_gain)):
         nn.init.orthogonal_(layer.weight, gain)
@@ -164,104 +129,72 @@ def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
     return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
 
 
-class DiagonalGaussian(Distribution):
-    """N(μ, diag σ²) for a mean (B, A) and a log_std (A,); log_prob and entropy are (B,).
-
-    As Independent(Normal(...), 1), but faster, and with the text's formula in sight.
-    """
-
-    arg_constraints = {}
-
-    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
-        super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
-        # A copy: the parameter moves with the optimizer's next step, this distribution must not.
-        self.mu, self.log_std, self.std = mean, log_std.clone(), log_std.exp()
-
-    @property
-    def mean(self) -> Tensor:
-        return self.mu
-
-    mode = mean
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        with torch.no_grad():  # the score function needs no gradient through the action
-            noise = torch.randn(sample_shape + self.mu.shape, device=self.mu.device)
-            return self.mu + self.std * noise
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        # Sum log-probabilities over action dimensions: (B, A) → (B,).
-        squares = ((action - self.mu) / self.std) ** 2
-        return -0.5 * (squares + 2 * self.log_std + math.log(2 * math.pi)).sum(-1)  # [AC-02b]
-
-    def entropy(self) -> Tensor:
-        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
-        return entropy.expand(self.batch_shape)
-
-
 class Actor(nn.Module):
-    """π_θ(a|s): a softmax over Discrete actions, or a diagonal Gaussian over Box actions.
+    """π_θ(a|s): a softmax for each entry of a discrete action, a diagonal Gaussian for a Box.
 
-    The Gaussian lives in units in which the bounds of the action space are −1 and +1. Its samples
-    are stored and scored as they are; only `to_env` clips them. [impl]
-
-    Raises:
-        ValueError: if the actions are neither Discrete nor a Box of floats with finite bounds.
+    [impl] The Gaussian's unit is half the range between the bounds, or 1 where a bound is infinite.
+    Its samples are stored and scored unclipped; only `to_env` clips them.
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         super().__init__()
-        self.discrete = isinstance(action_space, gym.spaces.Discrete)
-        if not self.discrete and not is_bounded_box(action_space):
-            raise ValueError(
-                f"the action space is {action_space}; this script serves Discrete spaces, and Box "
-                "spaces of floats with finite bounds"
-            )
-        self.obs_norm = RunningNorm(*observation_space.shape)
-        if self.discrete:
-            self.first_action, outputs = int(action_space.start), int(action_space.n)
+        self.shape, self.dtype = action_space.shape, action_space.dtype
+        self.discrete = not isinstance(action_space, gym.spaces.Box)
+        if isinstance(action_space, gym.spaces.Discrete):
+            n, self.start = action_space.n, action_space.start
+        elif isinstance(action_space, gym.spaces.MultiDiscrete):
+            n, self.start = action_space.nvec, action_space.start
+        elif isinstance(action_space, gym.spaces.MultiBinary):
+            n, self.start = np.full(self.shape, 2), 0
+        elif self.discrete or self.dtype.kind != "f":
+            raise gym.error.Error(f"cannot choose actions from {action_space}")
+        if self.discrete:  # each entry has max(n) logits, of which those from n on are masked
+            mask = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
+            self.register_buffer("mask", mask)  # (*shape, max(n))
         else:
-            self.action_shape, outputs = action_space.shape, math.prod(action_space.shape)
-            low, high = flat_bounds(action_space)
-            self.register_buffer("low", low)
-            self.register_buffer("high", high)
-            self.register_buffer("middle", low / 2 + high / 2)
-            self.register_buffer("half_range", high / 2 - low / 2)
-            self.log_std = nn.Parameter(torch.full((outputs,), -0.5))  # log σ, for all states
-        # [impl] A last layer near zero: at first no action is preferred, whatever the state.
-        self.net = mlp(observation_space.shape[0], outputs, output_gain=0.01)
+            self.low, self.high = action_space.low, action_space.high
+            finite = np.isfinite(self.low) & np.isfinite(self.high)
+            self.unit = np.where(finite, (self.high - self.low) / 2, 1)
+            self.middle = np.where(finite, self.low + self.unit, np.clip(0, self.low, self.high))
+            self.log_std = nn.Parameter(torch.full(self.shape, -0.5))  # log σ, the same for all s
+        outputs = (self.mask if self.discrete else self.log_std).numel()
+        self.obs_norm = RunningNorm(*observation_space.shape)
+        self.net = mlp(*observation_space.shape, outputs, output_gain=0.01)
 
     def forward(self, obs: Tensor) -> Distribution:
-        """obs (..., O) → the distribution of the actions; its log_prob and entropy are (...,)."""
-        output = self.net(self.obs_norm(obs))
+        """obs (..., O) → the distribution of actions; its log_prob and entropy are (...,)."""
+        output = self.net(self.obs_norm(obs))  # (..., outputs)
         if self.discrete:
-            return Categorical(logits=output, validate_args=False)  # [AC-02a]
-        return DiagonalGaussian(output, self.log_std)  # [AC-02b]
+            logits = output.reshape(output.shape[:-1] + self.mask.shape).masked_fill(
+                self.mask, -1e9
+            )
+            dist = Categorical(logits=logits, validate_args=False)  # [AC-02a]
+        else:
+            mean = output.reshape(output.shape[:-1] + self.shape)
+            dist = Normal(mean, self.log_std.exp(), validate_args=False)  # [AC-02b]
+        # Sum log-probabilities over action dimensions: (B, A) → (B,).
+        return Independent(dist, len(self.shape), validate_args=False)
 
-    def to_env(self, action: Tensor) -> Tensor:
-        """A sample of the distribution → the action that env.step takes."""
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """A sample of the distribution → the action that env.step expects."""
+        action = action.numpy(force=True)
         if self.discrete:
-            return action + self.first_action
-        action = (self.middle + self.half_range * action).clamp(self.low, self.high)
-        return action.reshape(action.shape[:-1] + self.action_shape)
+            return action + self.start
+        return (self.middle + self.unit * action).clip(self.low, self.high).astype(self.dtype)
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
-        """obs (B, O) → the most probable actions, as env.step takes them."""
-        return self.to_env(self(obs).mode)
+        """obs (..., O) → the most probable action, as env.step expects it."""
+        return torch.as_tensor(self.to_env(self(obs).mode))
 
 
 class Critic(nn.Module):
-    """V_w(s), in the units of the rewards.
-
-    [impl] The network inside works with the running mean of its targets as zero and their standard
-    deviation as unit, so that what it has to learn does not depend on the scale of the rewards.
-    """
+    """V_w(s), in units of the rewards; the network predicts standardised values [impl]."""
 
     def __init__(self, observation_space: gym.Space) -> None:
         super().__init__()
-        self.obs_norm = RunningNorm(*observation_space.shape)
-        self.return_norm = RunningNorm()
-        self.net = mlp(observation_space.shape[0], 1, output_gain=1.0)
+        self.obs_norm, self.return_norm = RunningNorm(*observation_space.shape), RunningNorm()
+        self.net = mlp(*observation_space.shape, 1, output_gain=1.0)
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs (..., O) → values (...,)."""
@@ -270,945 +203,359 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """Moves the mean and std by targets (B,), and the last layer against them. [impl]
+        """PopArt: updates the mean and std of the targets, and rescales the last layer to keep V_w.
 
-        V_w stays as it was, up to rounding. Source: PopArt, van Hasselt et al. 2016.
+        The first update moves the untrained V_w to the scale of the targets instead.
         """
-        old = copy.deepcopy(self.return_norm)
-        self.return_norm.update(targets)
-        if old.count > 0:  # at first there is nothing to keep: V_w starts at the targets' mean
-            new, last = self.return_norm, self.net[-1]
-            last.weight.mul_(old.std / new.std)
-            last.bias.copy_((old.mean + old.std * last.bias - new.mean) / new.std)
+        norm, last = self.return_norm, self.net[-1]
+        mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
+        norm.update(targets)
+        if not first:
+            last.weight.mul_(std / norm.std)
+            last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def td_errors(
-    rewards: Tensor, values: Tensor, next_values: Tensor, terminations: Tensor, gamma: float
-) -> Tensor:
-    """δ_t = r_t + γ V(s_{t+1}) − V(s_t)  [CS-10b]
+def gae(rewards, values, next_values, terminations, truncations, gamma, gae_lambda) -> Tensor:
+    """Â_t = Σ_l (γλ)^l δ_{t+l}  [X-GAE]
 
-    All (T, N) → (T, N).
+    All (T, N) → (T, N), by Â_t = δ_t + γλ Â_{t+1}. The recursion starts from 0 at the end of the
+    rollout, and restarts at the end of every episode, terminated or truncated.
     """
     assert rewards.shape == values.shape == next_values.shape == terminations.shape
     # V(s') = 0 only if terminated; a time limit still bootstraps.
-    return rewards + gamma * (1 - terminations.to(rewards.dtype)) * next_values - values  # [CS-10b]
+    td_errors = rewards + gamma * ~terminations * next_values - values  # δ [CS-10b]
+    traces = gamma * gae_lambda * ~(terminations | truncations)
+    td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # fast on small rows
+    advantages, advantage = np.empty_like(td_errors), 0.0
+    for t in reversed(range(len(td_errors))):
+        advantages[t] = advantage = td_errors[t] + traces[t] * advantage  # [X-GAE]
+    return torch.as_tensor(advantages, device=rewards.device)
 
 
-def gae(
-    rewards: Tensor,
-    values: Tensor,
-    next_values: Tensor,
-    terminations: Tensor,
-    truncations: Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> Tensor:
-    """Â_t = Σ_l (γλ)^l δ_{t+l}  [X-GAE]
-
-    All (T, N) → (T, N), by the recursion Â_t = δ_t + γλ Â_{t+1}. It starts at 0 behind the end of
-    the rollout, and anew behind the end of each episode, whichever way that ended.
-    """
-    assert rewards.shape == truncations.shape
-    errors = td_errors(rewards, values, next_values, terminations, gamma)  # δ
-    done = (terminations.bool() | truncations.bool()).to(rewards.dtype)
-    traces = gamma * gae_lambda * (1 - done)
-    advantages, advantage = [], 0.0
-    # From t = T−1 to 0, in NumPy, which is quicker at so small sums: each is of shape (N,).
-    for td_error, trace in zip(*(x.flip(0).numpy(force=True) for x in (errors, traces))):
-        advantage = td_error + trace * advantage  # [X-GAE]
-        advantages.append(advantage)
-    return torch.as_tensor(np.stack(advantages[::-1])).to(errors)
-
-
-def clipped_surrogate(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_coef: float
-) -> Tensor:
-    """L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]  [AC-09b]
-
-    All (B,) → scalar, to be maximised.
-    """
+def clipped_surrogate(log_probs, old_log_probs, advantages, clip_coef) -> Tensor:
+    """L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]  [AC-09b]; all (B,) → scalar."""
     assert log_probs.shape == old_log_probs.shape == advantages.shape
     ratio = (log_probs - old_log_probs).exp()  # [AC-08b]
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
     return torch.minimum(ratio * advantages, clipped_ratio * advantages).mean()  # [AC-09b]
 
 
-def ppo_objective(
-    actor: Actor,
-    critic: Critic,
-    observations: Tensor,
-    actions: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    old_values: Tensor,
-    targets: Tensor,
-    args: Args,
-) -> tuple[Tensor, ...]:
-    """L = L_CLIP − c₁ L_VF + c₂ H  [AC-09c]
-
-    All (B, ...) → four scalars: L, to be maximised, and its terms L_CLIP, L_VF, H.
-    """
-    everyone = of_all(advantages)  # [impl] of all processes, so that they do what one would do
-    if args.norm_adv and len(everyone) > 1:  # the std of one number is NaN
-        advantages = (advantages - everyone.mean()) / (everyone.std() + 1e-8)
+def ppo_objective(actor, critic, observations, actions, old_log_probs, advantages, targets, args):
+    """L = L_CLIP − c₁ L_VF + c₂ H  [AC-09c]; all (B, ...) → the scalars L, L_CLIP, L_VF, H."""
+    if args.norm_adv and len(advantages) > 1:  # the std of a single number is NaN
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     dist = actor(observations)
-    log_probs = dist.log_prob(actions)
-    surrogate = clipped_surrogate(log_probs, old_log_probs, advantages, args.clip_coef)
-
-    values = critic(observations)
-    errors = (values - targets) ** 2  # [X-VF]
-    if args.clip_vloss:
-        reach = args.clip_coef * critic.return_norm.std
-        clipped_values = old_values + (values - old_values).clamp(-reach, reach)
-        errors = torch.maximum(errors, (clipped_values - targets) ** 2)
-    value_loss = errors.mean() / critic.return_norm.std**2  # in units of the targets' std
-
-    entropy = dist.entropy().mean()
-    bonus = args.ent_coef * entropy  # [CS-8.1a]
-    objective = surrogate - args.vf_coef * value_loss + bonus  # [AC-09c]
+    surrogate = clipped_surrogate(dist.log_prob(actions), old_log_probs, advantages, args.clip_coef)
+    # [impl] In units of the targets' std, so that c₁ does not depend on the scale of the rewards.
+    value_errors = (critic(observations) - targets) / critic.return_norm.std
+    value_loss = (value_errors**2).mean()  # [X-VF]
+    entropy = dist.entropy().mean()  # H [CS-8.1a]
+    objective = surrogate - args.vf_coef * value_loss + args.ent_coef * entropy  # [AC-09c]
     return objective, surrogate, value_loss, entropy
 
 
-def approx_kl(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    """E[(r − 1) − log r], an estimate of KL(π_old ‖ π_θ) that is never negative [impl].
+class Adam(nn.Module):
+    """Adam (Kingma 2015) on one flat vector (d,), in operations that compile into a single graph.
 
-    Of samples of π_old; Schulman 2020, http://joschu.net/blog/kl-approx.html
+    torch.optim.Adam computes the same, but its step splits the graph.
     """
-    log_ratio = log_probs - old_log_probs
-    return (log_ratio.exp() - 1 - log_ratio).mean()
+
+    def __init__(self, parameters, learning_rate: float, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.theta, self.eps = tuple(parameters), eps
+        self.sizes = [x.numel() for x in self.theta]
+        self.register_buffer("learning_rate", torch.tensor(learning_rate), persistent=False)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(sum(self.sizes)))
+        self.register_buffer("square", torch.zeros(sum(self.sizes)))
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        """∇_θ of the loss, (d,)."""
+        return torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor) -> None:
+        """Moves θ down the gradient (d,)."""
+        self.steps += 1
+        self.mean.lerp_(gradient, 1 - 0.9)
+        self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(self.eps)
+        change *= self.learning_rate / (1 - 0.9**self.steps)
+        parts = zip(self.theta, change.split(self.sizes))
+        torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
 
 
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """g = Σ_w g_w / W  [AC-07b]
-
-    Puts the mean over all W processes in the place of the gradients; alone it does nothing. The
-    text's coordinator is an all-reduce: each process gets the sum, and all take the same step.
-    """
-    if several():
-        gradients = [parameter.grad for parameter in parameters]
-        total = nn.utils.parameters_to_vector(gradients)
-        distributed.all_reduce(total)  # Σ_w g_w
-        mean = total / distributed.get_world_size()  # [AC-07b]
-        sizes = [gradient.numel() for gradient in gradients]
-        for gradient, part in zip(gradients, mean.split(sizes)):
-            gradient.copy_(part.view_as(gradient))
-
-
-def explained_variance(values: Tensor, targets: Tensor) -> Tensor:
-    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant one."""
-    variance = targets.var(correction=0).clamp(min=1e-8)
-    return 1 - (targets - values).var(correction=0) / variance
+def compiled(update, cuda: bool):
+    """The function as one graph, which draws the same random numbers as the function itself."""
+    torch._dynamo.config.trace_autograd_ops = True
+    options = {"triton.cudagraphs" if cuda else "cpp_wrapper": True, "fallback_random": True}
+    return torch.compile(update, options=options)
 
 
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def play(envs: SyncVectorEnv, obs: np.ndarray, actor: Actor, T: int, run: Run) -> tuple:
-    """Plays T steps in each of N environments; counts them and logs the episodes that end.
+def rollout(envs: list[gym.Env], obs: np.ndarray, actor: Actor, T: int) -> tuple:
+    """Acts for T steps in each of N environments, starting from obs (N, O).
 
-    Args:
-        obs: (N, O), where the environments are now.
-
-    Returns:
-        where they are then (N, O); observations (T, N, O), actions (T, N) or (T, N, A), rewards
-        (T, N), next_observations (T, N, O), terminations (T, N), truncations (T, N).
+    Returns the last obs, the statistics of the episodes that ended, and (T, N, ...): observations,
+    actions, rewards, next_observations, terminations, truncations.
     """
-    N, device = envs.num_envs, next(actor.parameters()).device
-    observations = np.empty((T, *obs.shape), np.float32)
-    next_observations = np.empty_like(observations)
-    rewards = np.empty((T, N), np.float32)
-    terminations, truncations = np.empty((2, T, N), bool)
-    actions = []
-    for t in range(T):
-        observations[t] = obs
+    device = next(actor.parameters()).device
+    steps, episodes = [], []
+    for _ in range(T):
         with torch.inference_mode():
-            action = actor(torch.as_tensor(observations[t], device=device)).sample()
-            env_action = actor.to_env(action).numpy(force=True)
-        obs, rewards[t], terminations[t], truncations[t], infos = envs.step(env_action)
-        actions.append(action)
-        next_observations[t] = obs
-        run.step += N
-        for n in np.flatnonzero(terminations[t] | truncations[t]):
+            action = actor(torch.as_tensor(obs, device=device)).sample()  # (N, ...)
+        transitions = zip(*(env.step(a) for env, a in zip(envs, actor.to_env(action))))
+        next_obs, reward, terminated, truncated, infos = map(np.array, transitions)
+        reward = reward.astype(np.float32)
+        steps.append((obs, action.numpy(force=True), reward, next_obs, terminated, truncated))
+        obs = next_obs.copy()
+        for n in np.flatnonzero(terminated | truncated):
             # next_obs is the true successor, even when the env has just been reset.
-            next_observations[t, n] = infos["final_obs"][n]
-            episode = infos["final_info"]["episode"]
-            run.log_episode(episode["r"][n], episode["l"][n])
-        run.check_finite(observation=next_observations[t], reward=rewards[t])
-    arrays = observations, rewards, next_observations, terminations, truncations
-    observations, *rest = (torch.as_tensor(array, device=device) for array in arrays)
-    return obs, observations, torch.stack(actions), *rest
+            obs[n], _ = envs[n].reset()
+            episodes.append(infos[n]["statistics"])
+    return obs, episodes, *(torch.as_tensor(np.stack(x), device=device) for x in zip(*steps))
 
 
 def train(args: Args) -> Path:
-    """Trains, saves and evaluates; returns the run's folder.
-
-    Raises:
-        ValueError: for an argument or an environment that cannot be used.
-        FloatingPointError: when an observation, a reward, a loss or a parameter is not finite.
-        OSError: when the run's folder cannot be written.
-    """
-    device = prepare(args, least_steps=args.num_steps * args.num_envs)
-    rank, world_size = join_processes(args)  # 0 and 1, without torchrun
-    T, N = args.num_steps, args.num_envs // world_size  # N: its share, in each process
+    """Trains, saves and evaluates; returns the run's folder."""
+    T, N = args.num_steps, args.num_envs
     if args.num_minibatches > T * N:
-        raise ValueError(f"num_minibatches is {args.num_minibatches}; it can be at most {T * N}")
-    env_fns = [lambda: make_env(args.env_id)] * N
-    envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
-    observation_space, action_space = envs.single_observation_space, envs.single_action_space
+        raise gym.error.Error("num_minibatches must be at most num_steps * num_envs")
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    device = torch.device("cuda" if args.cuda else "cpu")
+    envs = [make_env(args.env_id) for _ in range(N)]
 
     # 1. Initialise the policy θ and the critic w.
-    actor = Actor(observation_space, action_space).to(device)
-    critic = Critic(observation_space).to(device)
+    actor = Actor(envs[0].observation_space, envs[0].action_space).to(device)
+    critic = Critic(envs[0].observation_space).to(device)
     parameters = [*actor.parameters(), *critic.parameters()]
-    optimizer = torch.optim.Adam(parameters, args.learning_rate, eps=1e-5, fused=True)
+    adam = Adam(parameters, args.learning_rate, eps=1e-5).to(device)
 
-    def update(*minibatch: Tensor) -> Tensor:
-        """A step up L, the gradient limited to its greatest norm; returns what is logged."""
-        objective, *terms = ppo_objective(actor, critic, *minibatch, args)
-        (-objective).backward()  # Ascent on the objective = descent on its negative.
-        average_gradients(parameters)  # [AC-07b]
-        grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm, foreach=False)
-        optimizer.step()
-        optimizer.zero_grad()
-        return torch.stack((*terms, grad_norm)).detach()
+    networks = dict(actor=actor, critic=critic, adam=adam)
+    run = Run(args, **networks)
+    step = run.step
+    step_up = compiled(update, args.cuda) if args.compile else update
+    seed = 10**6 * args.seed + step  # no other run or resumption has the same episodes
+    obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])  # (N, O)
+    in_lockstep = list(range(N))
+    while step < args.total_timesteps:  # [AC-09d]
+        lr_fraction = 1 - step / args.total_timesteps if args.anneal_lr else 1.0
+        adam.learning_rate.fill_(args.learning_rate * lr_fraction)
 
-    state = dict(actor=actor, critic=critic, optimizer=optimizer)
-    run = Run(args, **state) if rank == 0 else Follower(args)
-    start_alike(run, **state)
-    if args.compile:
-        update = compiled(update, device, optimizer)
+        # 2. Run π_old = π_θ for T steps in each of N environments.
+        obs, episodes, *samples = rollout(envs, obs, actor, T)
+        observations, actions, rewards, next_observations, *ends = samples  # (T, N, ...)
+        step += T * N
 
-    # Seeds 10⁶·seed + step + n: neither another run nor a resumption plays the same episodes.
-    obs, _ = envs.reset(seed=10**6 * args.seed + run.step + rank * N)  # (N, O)
-    while run.step < args.total_timesteps and not any(of_all_objects(run.interrupted)):  # [AC-09d]
-        remaining = 1 - run.step / args.total_timesteps if args.anneal_lr else 1.0
-        optimizer.param_groups[0]["lr"] = args.learning_rate * remaining
-
-        # 2. Play T steps in each of N environments with π_old = π_θ.
-        obs, *rollout = play(envs, obs, actor, T, run)
-        count_all(run, steps=T * N)
-        observations, actions, rewards, next_observations, terminations, truncations = rollout
-        everyone = of_all(observations.flatten(0, 1))  # (W·T·N, O), of all W processes
-
-        # 3. log π_old(a|s) and V_old(s) of all T·N samples, and their value targets [X-VF], which
-        # are constants: no gradient flows through them, nor does V_w chase them in later epochs.
+        # 3. For all T·N samples: log π_old(a|s), V_old(s) and the value targets, all constants.
         with torch.no_grad():
             old_log_probs = actor(observations).log_prob(actions)  # (T, N)
-            old_values, next_values = critic(observations), critic(next_observations)  # (T, N)
-            transitions = rewards, old_values, next_values, terminations, truncations
-            targets = gae(*transitions, args.gamma, args.gae_lambda) + old_values  # (T, N)
-        # [impl] The critic's statistics move before its fit, which corrects what that changes.
-        critic.obs_norm.update(everyone)
-        critic.update_return_norm(of_all(targets.flatten()))
+            values, next_values = critic(observations), critic(next_observations)  # (T, N)
+            advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+            targets = advantages + values
+        explained_variance = 1 - advantages.var() / targets.var().clamp(min=1e-8)
+        # [impl] Update the critic's statistics before its training, which then adapts to them.
+        critic.obs_norm.update(observations.flatten(0, 1))
+        critic.update_return_norm(targets.flatten())
 
         losses = []
         for _ in range(args.update_epochs):
-            # 4. Advantages Â by GAE, by the critic as it now is [impl].
+            # 4. Advantages Â by GAE with the current critic [impl].
             with torch.no_grad():
                 values, next_values = critic(observations), critic(next_observations)  # (T, N)
-                transitions = rewards, values, next_values, terminations, truncations
-                advantages = gae(*transitions, args.gamma, args.gae_lambda)  # (T, N)
+            advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
 
-            # 5. For each minibatch of the shuffled samples a step of Adam up the objective L.
-            samples = observations, actions, old_log_probs, advantages, old_values, targets
-            samples = [tensor.flatten(0, 1) for tensor in samples]  # (T, N, ...) → (T·N, ...)
+            # 5. Shuffle the T·N samples into minibatches; one Adam step up L for each.
             order = torch.randperm(T * N, device=device)
-            minibatches = (tensor[order].tensor_split(args.num_minibatches) for tensor in samples)
-            for minibatch in zip(*minibatches):
-                losses.append(update(*minibatch))
+            samples = observations, actions, old_log_probs, advantages, targets
+            shuffled = (x.flatten(0, 1)[order].tensor_split(args.num_minibatches) for x in samples)
+            for minibatch in zip(*shuffled):
+                losses.append(step_up(args, minibatch, **networks).clone())
 
-            if args.target_kl is not None:
-                with torch.no_grad():
-                    log_probs = actor(observations).log_prob(actions)
-                kl = approx_kl(of_all(log_probs), of_all(old_log_probs))
-                if any(of_all_objects(bool(kl > args.target_kl))):
-                    break
+            with torch.no_grad():
+                log_ratio = actor(observations).log_prob(actions) - old_log_probs
+            kl = (log_ratio.exp() - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html
+            if args.target_kl is not None and kl > args.target_kl:
+                break
 
-        with torch.no_grad():
-            log_probs = actor(observations).log_prob(actions)  # of the new policy
-            ratio = (log_probs - old_log_probs).exp()
-
-        # 6. Discard the rollout. [impl] The actor's statistics move here only: had they moved
-        # between acting and the update, the ratio would not start at 1.
-        actor.obs_norm.update(everyone)
+        # 6. Discard the rollout. [impl] Update the actor's statistics only now: earlier, it would
+        # change π_θ, and the ratio would not start at 1.
+        actor.obs_norm.update(observations.flatten(0, 1))
+        if (
+            in_lockstep
+        ):  # [impl] one reset per rollout puts each env at another point of its episode
+            n = in_lockstep.pop()
+            obs[n], _ = envs[n].reset()
+        for episode in episodes:
+            run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
         names = "clipped_surrogate", "value_loss", "entropy", "grad_norm"
-        run.log_update(
-            **dict(zip(names, torch.stack(losses).mean(0))),  # means over all minibatches
-            approx_kl=approx_kl(log_probs, old_log_probs),
-            clip_fraction=((ratio - 1).abs() > args.clip_coef).float().mean(),
-            explained_variance=explained_variance(old_values, targets),
-            learning_rate=args.learning_rate * remaining,
-        )
-    envs.close()
-    if several():
-        run.interrupted |= run.step < args.total_timesteps  # on whichever rank that was
-        distributed.destroy_process_group()
-    return run.finish(actor)
+        metrics = dict(zip(names, torch.stack(losses).mean(0)))  # means over all minibatches
+        clip_fraction = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean()
+        metrics |= dict(clip_fraction=clip_fraction, approx_kl=kl)
+        run.log("updates", step, **metrics, explained_variance=explained_variance)
+        run.save(step)
+    return run.finish(step, actor)
 
 
-# ── Several processes: the same text in a2c.py and ppo.py ─────────────────────────────────────────
-
-
-def several() -> bool:
-    """Whether this is one of several processes, which torchrun has started."""
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def join_processes(args: Args) -> tuple[int, int]:
-    """This process's rank and the number W of processes; 0 and 1 without torchrun.
-
-    They share the work of one run: rank r has environments r·N/W to (r+1)·N/W − 1 of the N, and
-    all of them together take the steps that one process would take.
-
-    Raises:
-        ValueError: if the environments cannot be divided evenly, or the arguments differ.
-    """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
-        return 0, 1
-    if args.num_envs % world_size:
-        raise ValueError(f"num_envs is {args.num_envs}; {world_size} processes cannot share them")
-    if args.cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # These functions keep the group that exists at their import as a default argument. Imported
-    # later, by the optimizer, they would hold its threads past the end, which then may abort.
-    importlib.import_module("torch.distributed.nn.functional")
-    distributed.init_process_group("nccl" if args.cuda else "gloo", timeout=timedelta(minutes=10))
-    everyone = of_all_objects({k: v for k, v in vars(args).items() if k != "resume"})
-    for name, number in everyone[0].items():
-        if any(other[name] != number for other in everyone):
-            raise ValueError(f"{name} differs: {[other[name] for other in everyone]}, rank by rank")
-    return rank, world_size
-
-
-def of_all(samples: Tensor) -> Tensor:
-    """The samples (B, ...) of all W processes, (W·B, ...), the same on each of them."""
-    if not several():
-        return samples
-    parts = [torch.empty_like(samples) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, samples.contiguous())
-    return torch.cat(parts)
-
-
-def of_all_objects(value: object) -> list:
-    """What each process has brought, rank by rank: anything that can be pickled."""
-    if not several():
-        return [value]
-    values = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def start_alike(run: Run | Follower, **state) -> None:
-    """Gives all processes the step, folder, parameters and statistics of rank 0, new or resumed."""
-    if not several():
-        return
-    buffer, rank = io.BytesIO(), distributed.get_rank()
-    if rank == 0:
-        parts = {name: part.state_dict() for name, part in state.items()}
-        torch.save([run.step, str(run.folder), parts], buffer)
-    content = [buffer.getvalue()]
-    distributed.broadcast_object_list(content)  # from rank 0
-    if rank == 0:
-        return
-    run.step, folder, parts = torch.load(io.BytesIO(content[0]), "cpu", weights_only=True)
-    run.folder = Path(folder)
-    for name, part in state.items():
-        part.load_state_dict(parts[name])
-    # Other actions, and another order, on each rank.
-    seed = int(np.random.SeedSequence([run.args.seed, run.step, rank]).generate_state(1)[0])
-    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
-        set_seed(seed)
-
-
-def count_all(run: Run | Follower, steps: int) -> None:
-    """Counts the `steps` of each other process too; their episodes go to rank 0's log."""
-    if several():
-        run.step += steps * (distributed.get_world_size() - 1)
-        episodes = of_all_objects(run.episodes if isinstance(run, Follower) else [])
-        if isinstance(run, Follower):
-            run.episodes = []
-        else:
-            for episode in sum(episodes, []):
-                run.log_episode(*episode)
-
-
-class Follower:
-    """What takes the place of Run on the other ranks: it writes no file and shows no progress."""
-
-    def __init__(self, args: Args) -> None:
-        self.args, self.step, self.folder = args, 0, None
-        self.interrupted, self.episodes = False, []
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self.interrupt)
-
-    def interrupt(self, *_: object) -> None:
-        """All stop together, at the head of the loop, and rank 0 saves."""
-        self.interrupted = True
-
-    def log_episode(self, episode_return: float, length: int) -> None:
-        self.episodes.append((float(episode_return), int(length)))
-
-    def check_finite(self, **values: Tensor | np.ndarray) -> None:
-        broken = [name for name, value in values.items() if not np.isfinite(value).all()]
-        if broken:
-            raise FloatingPointError(f"not finite at step {self.step}: {', '.join(broken)}")
-
-    def log_update(self, **metrics: Tensor | float) -> None:
-        """Nothing: its parameters are those of rank 0, which checks them, and logs its losses."""
-
-    def finish(self, actor: nn.Module) -> Path:
-        return self.folder
-
-
-# ── Compiling: the same text in every script with --compile ───────────────────────────────────────
-
-
-def compiled(
-    update: Callable, device: torch.device, *optimizers: torch.optim.Optimizer
-) -> Callable:
-    """A whole update as one graph by torch.compile: both passes, clipping, the optimizers' steps.
-
-    Small networks spend most of an update on launching operations; a graph launches them at once.
-    """
-    dynamo = importlib.import_module("torch._dynamo")
-    if hasattr(dynamo.config, "trace_autograd_ops"):  # older PyTorch makes more graphs: still right
-        dynamo.config.trace_autograd_ops = True
-    step_sizes = [make_traceable(optimizer) for optimizer in optimizers]
-    # fallback_random: the same random numbers as without compiling, from the same generator.
-    options = {"fallback_random": True}
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        # The calls too in one piece; what processes say to each other cannot be part of it.
-        options["triton.cudagraphs" if device.type == "cuda" else "cpp_wrapper"] = True
-    graph = torch.compile(update, options=options)
-
-    def call(*batch: Tensor) -> Tensor:
-        for optimizer, step_size in zip(optimizers, step_sizes):
-            step_size.fill_(optimizer.param_groups[0]["lr"])
-        return graph(*batch).clone()  # CUDA graphs write each output to the same place
-
-    return call
-
-
-def make_traceable(optimizer: torch.optim.Adam) -> Tensor:
-    """Gives Adam a step that does not break torch.compile's graph, as PyTorch's own does.
-
-    The same formulas on the same state: a checkpoint fits either. Returns the step size as the
-    tensor that the graph reads: a number would be compiled in.
-
-    Raises:
-        TypeError: for another optimizer, or an option of Adam that is not written out here.
-    """
-    (group,) = optimizer.param_groups
-    others = "weight_decay", "amsgrad", "maximize"
-    if type(optimizer) is not torch.optim.Adam or any(map(group.get, others)):
-        raise TypeError(f"compile serves plain Adam, not {optimizer}; leave it out")
-    beta1, beta2 = group["betas"]
-    names = "exp_avg", "exp_avg_sq"
-    parameters, states = group["params"], optimizer.state
-    for parameter in parameters:
-        if not states[parameter]:  # none yet
-            states[parameter]["step"] = torch.zeros((), device=parameter.device)
-            states[parameter] |= {name: torch.zeros_like(parameter) for name in names}
-    steps = [states[parameter]["step"] for parameter in parameters]
-    averages = [[states[parameter][name] for name in names] for parameter in parameters]
-    step_size = torch.tensor(group["lr"], device=parameters[0].device)
-
-    @torch.no_grad()
-    def step() -> None:
-        for count in steps:
-            count.add_(1)
-        count = steps[0].double()  # in float32 1 − β₂^t would lose digits
-        correction1, correction2 = (1 - beta1**count).float(), (1 - beta2**count).float()
-        for parameter, (first, second) in zip(parameters, averages):
-            first.lerp_(parameter.grad, 1 - beta1)
-            second.lerp_(parameter.grad**2, 1 - beta2)
-            scale = (second / correction2).sqrt() + group["eps"]
-            parameter.sub_(step_size * (first / correction1) / scale)
-
-    def zero_grad() -> None:
-        for parameter in parameters:
-            parameter.grad = None
-
-    optimizer.step, optimizer.zero_grad = step, zero_grad
-    return step_size
+def update(args, minibatch, actor, critic, adam) -> Tensor:
+    """One Adam step up L, with the gradient clipped; returns what is logged."""
+    objective, *terms = ppo_objective(actor, critic, *minibatch, args)
+    # Ascent on the objective = descent on its negative.
+    gradient = adam.gradient(-objective)  # (d,)
+    norm = gradient.norm()
+    adam.step(gradient * (args.max_grad_norm / norm).clamp(max=1))
+    return torch.stack((*terms, norm)).detach()
 
 
 # ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
-def prepare(args: Args, least_steps: int) -> torch.device:
-    """Checks the arguments, seeds all random generators, sets the threads; returns the device.
-
-    Args:
-        least_steps: without as many there is no update.
-
-    Raises:
-        ValueError: for an argument that no run can use: which one, and what is needed.
-    """
-    for field in fields(args):
-        name, number = field.name, getattr(args, field.name)
-        if number is None or not field.type.startswith(("int", "float")):
-            continue
-        whole = field.type == "int"
-        least = 1 if whole and name not in ("seed", "eval_episodes", "learning_starts") else 0
-        most = {"gamma": 1, "gae_lambda": 1, "tau": 1, "seed": 2**32 - 1}.get(name, math.inf)
-        if not (least <= number <= most and math.isfinite(number)):
-            raise ValueError(f"{name} is {number}; it must be finite, from {least} to {most}")
-        if whole and not isinstance(number, int):
-            raise ValueError(f"{name} is {number}; it must be a whole number")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "join_processes" not in globals():
-        raise ValueError("torchrun would repeat the whole run in each process; use python")
-    if args.total_timesteps < least_steps:
-        causes = {"num_steps", "num_envs", "learning_starts", "policy_frequency"}
-        causes = causes & vars(args).keys() or {"batch_size"}
-        raise ValueError(
-            f"total_timesteps is {args.total_timesteps}; the first update needs {least_steps}: "
-            f"raise it, or lower {' or '.join(sorted(causes))}"
-        )
-    precision = getattr(args, "matmul_precision", "highest")
-    if precision not in ("highest", "high", "medium"):
-        raise ValueError(f"matmul_precision is {precision}; it must be highest, high or medium")
-    if args.cuda and not torch.cuda.is_available():
-        raise ValueError("cuda is set, but PyTorch finds no GPU here; use --no-cuda")
-    if getattr(args, "compile", False):
-        try:
-            torch.compile(torch.sin)(torch.zeros(1, device="cuda" if args.cuda else "cpu"))
-        except Exception as error:
-            raise ValueError(
-                "compile is set, but PyTorch cannot compile here; it needs a C++ compiler such as "
-                f"g++ (and on a GPU, Triton). {type(error).__name__}: {error}"
-            ) from error
-    if args.track and not importlib.util.find_spec("wandb"):
-        raise ValueError("track is set, but wandb is not installed; pip install wandb")
-    if args.capture_video:  # better now than after a million steps
-        check_video(args.env_id)
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.num_threads)
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    with suppress(Exception):  # MuJoCo's notices as Python warnings: once, not once for each env
-        importlib.import_module("mujoco").set_mju_user_warning(warnings.warn)
-    return torch.device("cuda" if args.cuda else "cpu")
-
-
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
-    """One environment with flat observations; an episode's last info has its return and length.
-
-    Raises:
-        UnregisteredEnv: Gymnasium's error, if it does not know the id.
-        ValueError: if the observations cannot become a flat vector.
-    """
-    try:
-        env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
-    except gym.error.UnregisteredEnv as error:
-        hint = "Your own needs its module: --env-id my_module:MyEnv-v0. Atari is not served."
-        raise type(error)(f"{error} {hint}") from None
+    """One environment with flat float32 observations; it records its episodes in video_folder."""
+    env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
+    if not env.observation_space.is_np_flattenable:
+        raise gym.error.Error(f"cannot flatten the observations: {env.observation_space}")
     if video_folder:
+        env.reset(), env.render()  # where this is impossible, fail now and not after training
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
-    env = EpisodeInfo(gym.wrappers.RecordEpisodeStatistics(env))
-    space = env.observation_space
-    if not space.is_np_flattenable:
-        raise ValueError(f"{env_id} has observations that cannot become a flat vector: {space}")
-    if isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3:
-        warnings.warn(
-            f"{env_id} shows images, {space.shape}; the networks see them as flat vectors"
-        )
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-        env = gym.wrappers.FlattenObservation(env)
-    return env
+    env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
+    return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
 
 
-class EpisodeInfo(gym.Wrapper):
-    """Keeps of each info only the episode's statistics: merging the rest over N environments, for
-    nobody, would take a quarter of a step's time."""
-
-    def step(self, action: np.ndarray) -> tuple:
-        *transition, info = self.env.step(action)
-        return *transition, {name: info[name] for name in info if name == "episode"}
-
-
-def random_state(env: gym.Env) -> dict:
-    """The state of an environment's random generator, in plain Python numbers."""
-    generator = env.unwrapped.np_random
-    if isinstance(generator, np.random.RandomState):  # NumPy's older kind; dm_control has it
-        state = generator.get_state(legacy=False)
-    else:
-        state = generator.bit_generator.state
-    return json.loads(json.dumps(state, default=np.ndarray.tolist))
-
-
-def set_random_state(env: gym.Env, state: dict) -> None:
-    generator = env.unwrapped.np_random
-    if isinstance(generator, np.random.RandomState):
-        generator.set_state(state)
-    else:
-        generator.bit_generator.state = state
-
-
-def check_video(env_id: str) -> None:
-    """Raises ValueError if the episodes of this environment cannot be recorded here."""
-    try:
-        importlib.import_module("moviepy")
-        env = gym.make(env_id, render_mode="rgb_array")
-        env.reset()
-        env.render()
-        env.close()
-    except gym.error.UnregisteredEnv:  # it has nothing to do with videos
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"capture_video is set, but {env_id} cannot be recorded here: {error!r}. It needs "
-            "`pip install moviepy pygame`; MuJoCo without a screen needs MUJOCO_GL=egl "
-            "(a GPU or Mesa's libegl1) or MUJOCO_GL=osmesa (libosmesa6)."
-        ) from error
-
-
-def is_bounded_box(space: gym.Space) -> bool:
-    """Whether the space holds arrays of floats between finite bounds."""
-    is_box = isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating)
-    return is_box and all(bool(x.isfinite().all()) for x in flat_bounds(space))
-
-
-def flat_bounds(space: gym.spaces.Box) -> tuple[Tensor, Tensor]:
-    """low and high, flat, in float32; where float64 has to be rounded, towards the inside."""
-    with np.errstate(over="ignore"):
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-    low = np.where(low < space.low, np.nextafter(low, high), low)
-    high = np.where(high > space.high, np.nextafter(high, low), high)
-    return torch.as_tensor(low.flatten()), torch.as_tensor(high.flatten())
-
-
-@torch.inference_mode()
-def evaluate(
-    actor: nn.Module, env_id: str, episodes: int, seed: int, video_folder: Path | None = None
-) -> list[float]:
-    """The returns of some episodes played with the actor's mode, its statistics frozen.
-
-    Args:
-        actor: has `mode(obs)`, observations (B, O) → actions as env.step takes them.
-        env_id: a new environment of this id is made, and seeded once.
-        video_folder: records every episode there as an MP4 file.
-    """
-    env = make_env(env_id, video_folder)
-    device = next(actor.parameters()).device
-    returns = []
-    for episode in range(episodes):
-        obs, _ = env.reset(seed=seed if episode == 0 else None)
-        returns.append(0.0)
-        for _ in range(100_000):  # some environments set no time limit to a policy that goes round
-            batch = torch.as_tensor(obs, dtype=torch.float32, device=device).unsqueeze(0)  # (1, O)
-            action = actor.mode(batch).numpy(force=True)[0]
-            obs, reward, terminated, truncated, _ = env.step(action)
-            returns[-1] += float(reward)
-            if terminated or truncated:
-                break
-    env.close()
+def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[float]:
+    """The returns of some episodes in which the actor always takes its most probable action."""
+    returns, device = [], next(actor.parameters()).device
+    for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
+        obs, done = env.reset(seed=seed if episode == 0 else None)[0], False
+        while not done:
+            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()
+            obs, _, terminated, truncated, info = env.step(action[()])  # [()]: 0-d → number
+            done = terminated or truncated
+        returns.append(float(info["statistics"]["r"]))
+    env.close()  # completes the last video
     return returns
 
 
 class Run:
-    """All that surrounds the algorithm: the run's folder, logs, progress bar, checkpoints, end.
+    """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    args.json       script, arguments, versions of the packages
-    episodes.csv    one row for each finished training episode: step, return, length, seconds
-    updates.csv     step, seconds, steps_per_second, losses, diagnostics: one row for each update,
-                    with a replay buffer one for each episode, the means over its updates
-    checkpoint.pt   all that --resume needs: `state`, the counters, all random generators
-    summary.json    what the last line on the screen says
-
-    Args:
-        args: if `args.resume` is set, that folder is used, and everything restored from it.
-        env: if there is just one, its random generator is saved too: a resumed run is the same run.
-        state: what a checkpoint holds, by name; each has state_dict() and load_state_dict().
+    A kill costs at most `save_every` seconds: checkpoint.pt is replaced as a whole, and --resume
+    cuts the CSV files back to the sizes that they had then. A checkpoint holds `state`, PyTorch's
+    random generator and that of `env`; with a single environment, a resumed run is the same run.
     """
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
-        self.args, self.env, self.state, self.script = args, env, state, Path(__file__).stem
-        self.step = self.saved_step = 0  # environment steps: taken so far, and in the checkpoint
-        self.recent_returns = deque(maxlen=100)
-        self.csv_files, self.wandb, self.interrupted = {}, None, False
-        label = re.sub(r"[^\w.-]+", "-", f"{args.env_id}__{self.script}__{args.seed}__")
-        self.folder = Path(f"runs/{label}{datetime.now():%Y%m%d-%H%M%S-%f}")
-        if args.resume:  # relative to here, with its name even if that was '.'
-            self.folder = Path(os.path.relpath(Path(args.resume).resolve()))
-        self.resume_command = f"python {self.script}.py --resume {self.folder}"
-        self.last_seconds = self.restore() if args.resume else 0.0
-        self.clock = time.perf_counter() - self.last_seconds  # goes on where it had stopped
-        self.last_step = self.step
-        if not args.resume:
-            with self.disk_errors():
-                self.folder.mkdir(parents=True)
-            self.save()
-        if self.step < args.total_timesteps:  # watching a finished run leaves its arguments alone
-            arguments = {name: value for name, value in vars(args).items() if name != "resume"}
-            versions = {"python": platform.python_version()}
-            for package in ("torch", "gymnasium", "numpy", "mujoco"):
-                with suppress(ModuleNotFoundError):  # MuJoCo may be missing
-                    versions[package] = version(package)
-            content = {"script": self.script, "args": arguments, "versions": versions}
-            self.write_json("args.json", content)
+        self.args, self.env, self.state, self.wandb = args, env, state, None
+        self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
+        script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+        name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
+        self.folder = args.resume or Path("runs", name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if args.resume:
+            checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
+            for part, saved in checkpoint["state"].items():
+                if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
+                    saved["param_groups"] = state[part].state_dict()["param_groups"]
+                state[part].load_state_dict(saved)
+            for path in self.folder.glob("*.csv"):
+                os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
+            torch.set_rng_state(checkpoint["random"])
+            if env:
+                env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
+            self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
+            self.returns.extend(checkpoint["returns"])
+        if self.step < args.total_timesteps:  # else the run is only evaluated
+            content = {"script": script, "args": asdict(args) | {"resume": None}}
+            content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
+            (self.folder / "args.json").write_text(json.dumps(content, indent=2))
+        videos = self.folder / "videos" if args.capture_video else None
+        self.eval_env = make_env(args.env_id, videos)
         if args.track:
-            import wandb  # needed with --track only
+            import wandb
 
-            self.wandb = wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity,
-                name=self.folder.resolve().name,
-                id=self.folder.resolve().name,
-                resume="allow",
-                config=vars(args),
-                dir=self.folder,
-            )
-            self.wandb.define_metric("*", step_metric="step")
-        print(f"{self.script} on {args.env_id}, seed {args.seed}, saved in {self.folder}")
-        self.bar = tqdm(
-            initial=self.step,
-            total=args.total_timesteps,
-            unit=" steps",
-            unit_scale=True,
-            mininterval=0.5 if sys.stderr.isatty() else 60,  # seconds; a log file needs few lines
-        )
-        self.on_signal(self.interrupt)
+            names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
+            names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
+            self.wandb = wandb.init(config=asdict(args), **names)
+        self.save(self.step, now=True)
+        print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
+        self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
+        self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
+        Run.current = self  # for show_error
 
-    def seconds(self) -> float:
-        """Seconds since the start, without the time between a stop and its resumption."""
-        return time.perf_counter() - self.clock
+    def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
+        """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
+        row = {"step": step, "seconds": round(time.time() - self.start, 3)}
+        row |= {name: float(x) for name, x in metrics.items()}
+        if broken := {name: x for name, x in row.items() if not math.isfinite(x)}:
+            raise FloatingPointError(f"not finite at step {step}: {broken}")
+        with open(self.folder / f"{table}.csv", "a") as file:
+            if file.tell() == 0:
+                print(*row, sep=",", file=file)
+            print(*row.values(), sep=",", file=file)
+        if self.wandb:
+            self.wandb.log({f"{table}/{name}": x for name, x in row.items()}, step=step)
+        if table == "episodes":
+            self.returns.append(row["episode_return"])
+            self.bar.set_postfix_str(f"return {np.mean(self.returns):,.1f}", refresh=False)
+        self.bar.update(min(step, self.bar.total) - self.bar.n)
 
-    def log_episode(self, episode_return: float, length: int) -> None:
-        """Logs a training episode that has just ended, its rewards as the environment gave them."""
-        self.recent_returns.append(float(episode_return))
-        row = {"step": self.step, "return": float(episode_return), "length": int(length)}
-        self.write_row("episodes", row | {"seconds": self.seconds()})
-        self.move_bar()
+    def save(self, step: int, now: bool = False) -> None:
+        """Replaces checkpoint.pt if it is more than `save_every` seconds old, or `now`."""
+        if not now and time.time() - self.saved_at < self.args.save_every:
+            return
+        checkpoint = dict(step=step, seconds=time.time() - self.start, returns=[*self.returns])
+        checkpoint["state"] = {name: part.state_dict() for name, part in self.state.items()}
+        checkpoint["csv_sizes"] = {x.name: x.stat().st_size for x in self.folder.glob("*.csv")}
+        checkpoint["random"] = torch.get_rng_state()
+        checkpoint["env_random"] = self.env and self.env.unwrapped.np_random.bit_generator.state
+        torch.save(checkpoint, self.folder / "checkpoint.tmp")
+        os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
+        self.saved_at = time.time()
 
-    def move_bar(self) -> None:
-        """Shows on the progress bar the steps so far, and the mean return."""
-        if self.recent_returns:
-            self.bar.set_postfix_str(f"return {np.mean(self.recent_returns):,.1f}", refresh=False)
-        self.bar.update(self.step - self.bar.n)
-
-    def check_finite(self, **values: Tensor | np.ndarray | float) -> None:
-        """Raises FloatingPointError if one of the named values has a NaN or an infinity in it."""
-        broken = [name for name, value in values.items() if not np.isfinite(value).all()]
-        if broken:
-            self.on_signal(None)
-            raise FloatingPointError(
-                f"not finite at step {self.step}: {', '.join(broken)}. The run has stopped; "
-                f"{self.folder / 'checkpoint.pt'} still holds step {self.saved_step}. If it is not "
-                "the environment that gave such numbers, lower the learning rate."
-            )
-
-    def network_sums(self) -> dict[str, float]:
-        """Of each network the sum over its parameters and statistics: finite if all of them are."""
-        return {
-            name: float(sum(x.double().sum() for x in part.state_dict().values()))
-            for name, part in self.state.items()
-            if isinstance(part, nn.Module)
-        }
-
-    def log_update(self, **metrics: Tensor | float) -> None:
-        """Logs an update, moves the progress bar, and saves a checkpoint when one is due.
-
-        Raises:
-            FloatingPointError: if a metric, a parameter or a running statistic is not finite.
-        """
-        metrics = {name: float(number) for name, number in metrics.items()}
-        self.check_finite(**metrics, **self.network_sums())
-        steps, seconds = self.step - self.last_step, self.seconds()
-        row = {"step": self.step, "seconds": seconds}
-        row["steps_per_second"] = steps / (seconds - self.last_seconds)
-        self.last_step, self.last_seconds = self.step, seconds
-        self.write_row("updates", row | metrics)
-        self.move_bar()
-        if self.step - self.saved_step >= self.args.checkpoint_every:
-            self.save()
-
-    def finish(self, actor: nn.Module) -> Path:
-        """Saves, evaluates, prints the summary, returns the folder; after Ctrl-C it only saves."""
-        self.on_signal(None)
-        for file in (self.bar, *self.csv_files.values()):
-            file.close()
-        if self.step > self.last_step:  # steps that no update has followed
-            self.last_seconds = self.seconds()
-        if self.step > self.saved_step:
-            self.save()
-        if self.interrupted:
-            print(f"Stopped and saved at step {self.step}. To go on: {self.resume_command}")
-            raise SystemExit(130)  # what a shell expects after Ctrl-C
-        videos = self.folder / "videos" if self.args.capture_video else None
-        # One that training does not use; of 32 bits, since some environments take no more.
-        seed = (10**6 * self.args.seed + 999_999) % 2**32
-        returns = evaluate(actor, self.args.env_id, self.args.eval_episodes, seed, videos)
-        summary = {
-            "step": self.step,
-            "seconds": self.last_seconds,
-            "training_return": float(np.mean(self.recent_returns)) if self.recent_returns else None,
-            "evaluation_return": float(np.mean(returns)) if returns else None,
-            "evaluation_std": float(np.std(returns)) if returns else None,
-        }
-        self.write_json("summary.json", summary | {"evaluation_returns": returns})
-        speed = self.step / self.last_seconds
-        line = f"{self.step:,} steps in {self.last_seconds:,.0f} s ({speed:,.0f} steps/s)"
-        if self.recent_returns:
-            line += f"; training return {np.mean(self.recent_returns):,.1f}"
-            line += f" over the last {len(self.recent_returns)} episodes"
-        if returns:
-            line += f"; deterministic evaluation {np.mean(returns):,.1f} ± {np.std(returns):,.1f}"
-            line += f" over {len(returns)} episodes"
-        print(f"{line}; saved in {self.folder}")
+    def finish(self, step: int, actor: nn.Module) -> Path:
+        """Saves and evaluates; writes and prints the summary; returns the run's folder."""
+        self.save(step, now=True)
+        self.bar.close()
+        summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
+        seed = 10**6 * self.args.seed + 999_999  # not one of training
+        returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
+        for name, values in ("training", self.returns), ("evaluation", returns):
+            summary[f"{name}_return"] = float(np.mean([*values] or [math.nan]))
+        print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
+        path, content = self.folder / "summary.json", summary | {"evaluation_returns": returns}
+        if step > self.step or not path.exists():  # watching a finished run leaves it alone
+            path.write_text(json.dumps(content, indent=2))
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
         return self.folder
 
-    def interrupt(self, *_: object) -> None:
-        """Ctrl-C or SIGTERM: the loop ends where a checkpoint may be; a second one: at once."""
-        self.on_signal(None)
-        self.interrupted = True
-        self.bar.write(
-            "Stopping after this update or episode, and saving. Once more stops at once."
-        )
 
-    def on_signal(self, handler: Callable | None) -> None:
-        """Sets what Ctrl-C and SIGTERM do; None: what they do anyway."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler or signal.default_int_handler)
-            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
-
-    @contextmanager
-    def disk_errors(self) -> Iterator[None]:
-        """Adds to the error of a full or read-only disk what is saved, and what to do."""
-        try:
-            yield
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            message = f"cannot write to {self.folder}: {error}."
-            if (self.folder / "checkpoint.pt").exists():
-                message += f" Its checkpoint.pt still holds step {self.saved_step}."
-                message += f" Make room, then: {self.resume_command}"
-            raise OSError(message) from error
-
-    def write_row(self, table: str, row: dict[str, float]) -> None:
-        """Appends a row to a CSV file, whole and at once, so that a kill loses none; and to W&B."""
-        with self.disk_errors():
-            if table not in self.csv_files:  # buffering=1: line by line
-                file = open(self.folder / f"{table}.csv", "a", buffering=1)
-                self.csv_files[table] = file
-                if file.tell() == 0:
-                    print(*row, sep=",", file=file)
-            numbers = (f"{x:.7g}" if isinstance(x, float) else x for x in row.values())
-            print(*numbers, sep=",", file=self.csv_files[table])
-        if self.wandb:
-            self.wandb.log({"step": row["step"]} | {f"{table}/{k}": v for k, v in row.items()})
-
-    def write_json(self, name: str, content: dict) -> None:
-        text = json.dumps(content, indent=2, default=str) + "\n"
-        self.replace(name, lambda file: file.write(text.encode()))
-
-    def replace(self, name: str, write: Callable[[BinaryIO], object]) -> None:
-        """Writes a file beside the old one, then moves it into its place: never half a file."""
-        temporary = self.folder / f"{name}.tmp"
-        with self.disk_errors():
-            try:
-                with open(temporary, "wb") as file:
-                    write(file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.folder / name)
-            finally:
-                temporary.unlink(missing_ok=True)
-
-    def save(self) -> None:
-        """Writes checkpoint.pt; the rows of the CSV files up to this step have gone out already.
-
-        Raises:
-            FloatingPointError: if a parameter or a running statistic is not finite.
-        """
-        self.check_finite(**self.network_sums())
-        numpy_state = [
-            x.tolist() if isinstance(x, np.ndarray) else x for x in np.random.get_state()
-        ]
-        checkpoint = {
-            "step": self.step,
-            "seconds": self.last_seconds,
-            "recent_returns": list(self.recent_returns),
-            "state": {name: part.state_dict() for name, part in self.state.items()},
-            "random": [random.getstate(), numpy_state, torch.get_rng_state()],
-            "cuda_random": torch.cuda.get_rng_state() if self.args.cuda else None,
-            "env_random": random_state(self.env) if self.env else {},
-        }
-        self.replace("checkpoint.pt", lambda file: torch.save(checkpoint, file))
-        self.saved_step = self.step
-
-    def restore(self) -> float:
-        """Loads checkpoint.pt, cuts the CSV files back to its step; returns the seconds till then.
-
-        Raises:
-            ValueError: if the folder holds no run of this script on this environment.
-        """
-        env_id = stored_args(self.folder)["env_id"]
-        if env_id != self.args.env_id:
-            raise ValueError(f"{self.folder} is a run on {env_id}, env_id is {self.args.env_id}")
-        # Mapped, not read: a replay buffer is then in memory once, not twice.
-        path = self.folder / "checkpoint.pt"
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        for name, part in self.state.items():
-            saved = checkpoint["state"][name]
-            if isinstance(part, torch.optim.Optimizer):  # its moments; the step size is args' own
-                saved = copy.deepcopy(saved)  # an optimizer would keep hold of the mapped file
-                saved["param_groups"] = part.state_dict()["param_groups"]
-            part.load_state_dict(saved)
-        python_state, numpy_state, torch_state = checkpoint["random"]
-        random.setstate(python_state)
-        np.random.set_state(tuple(numpy_state))
-        torch.set_rng_state(torch_state)
-        if self.args.cuda and checkpoint["cuda_random"] is not None:
-            torch.cuda.set_rng_state(checkpoint["cuda_random"])
-        if self.env:
-            set_random_state(self.env, checkpoint["env_random"])
-        self.recent_returns.extend(checkpoint["recent_returns"])
-        self.step = self.saved_step = checkpoint["step"]
-        for path in self.folder.glob("*.csv"):
-            header, *rows = path.read_text().splitlines(keepends=True) or [""]
-            # A row starts with its step; a kill may have left half a row at the end.
-            rows = [
-                row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= self.step
-            ]
-            text = "".join([header, *rows])
-            self.replace(path.name, lambda file, text=text: file.write(text.encode()))
-        return checkpoint["seconds"]
-
-
-def stored_args(folder: Path) -> dict:
-    """The arguments of the run in this folder, for --resume.
-
-    Raises:
-        ValueError: if there is no run of this script.
-    """
-    path, script = Path(folder) / "args.json", Path(__file__).stem
-    if not (path.exists() and path.with_name("checkpoint.pt").exists()):
-        raise ValueError(f"resume is {folder}, which has no args.json and checkpoint.pt of a run")
-    content = json.loads(path.read_text())
-    if content["script"] != script:
-        raise ValueError(f"resume is {folder}, a run of {content['script']}.py, not of {script}.py")
-    return content["args"]
-
-
-def parse_args() -> Args:
-    """The command line; with --resume, the run's stored arguments in place of the defaults."""
-    description = __doc__.split("\n")[0]
-    args = tyro.cli(Args, description=description)
-    if args.resume is not None:
-        args = tyro.cli(Args, description=description, default=Args(**stored_args(args.resume)))
-    return args
+def show_error(kind: type, error: BaseException, traceback) -> None:
+    """The error as the last line on the screen, with a traceback only where it may be a bug."""
+    if run := getattr(Run, "current", None):
+        run.bar.close()
+        print(f"To continue from the last checkpoint: --resume {run.folder}")
+    if issubclass(kind, (gym.error.Error, FloatingPointError, OSError, ModuleNotFoundError)):
+        print(f"{kind.__name__}: {error}", file=sys.stderr)
+    elif kind is not KeyboardInterrupt:
+        sys.__excepthook__(kind, error, traceback)
 
 
 if __name__ == "__main__":
-    train(parse_args())
+    sys.excepthook = show_error
+    sys.path.append("")  # finds module:Id in the current folder as well
+    args = tyro.cli(Args, description=__doc__.split("\n")[0])
+    if args.resume:  # the run's own arguments take the place of the defaults
+        stored = json.loads((args.resume / "args.json").read_text())
+        if stored["script"] != Path(__file__).stem:
+            raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
+        args = tyro.cli(Args, default=Args(**stored["args"]))
+    train(args)
