@@ -138,26 +138,26 @@ class Actor(nn.Module):
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         super().__init__()
-        self.shape, self.dtype = action_space.shape, action_space.dtype
-        self.discrete = not isinstance(action_space, gym.spaces.Box)
+        self.space, self.discrete = action_space, not isinstance(action_space, gym.spaces.Box)
         if isinstance(action_space, gym.spaces.Discrete):
-            n, self.start = action_space.n, action_space.start
+            n = action_space.n
         elif isinstance(action_space, gym.spaces.MultiDiscrete):
-            n, self.start = action_space.nvec, action_space.start
+            n = action_space.nvec
         elif isinstance(action_space, gym.spaces.MultiBinary):
-            n, self.start = np.full(self.shape, 2), 0
-        elif self.discrete or self.dtype.kind != "f":
+            n = np.full(action_space.shape, 2)
+        elif self.discrete or action_space.dtype.kind != "f":
             raise gym.error.Error(f"cannot choose actions from {action_space}")
-        if self.discrete:  # each entry has max(n) logits, of which those from n on are masked
-            mask = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
-            self.register_buffer("mask", mask)  # (*shape, max(n))
+        if self.discrete:  # each entry has as many logits as the largest; -1e9 masks the surplus
+            surplus = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
+            self.register_buffer("mask", torch.where(surplus, -1e9, 0.0))  # (*shape, max(n))
+            outputs = self.mask.numel()
         else:
-            self.low, self.high = action_space.low, action_space.high
-            finite = np.isfinite(self.low) & np.isfinite(self.high)
-            self.unit = np.where(finite, (self.high - self.low) / 2, 1)
-            self.middle = np.where(finite, self.low + self.unit, np.clip(0, self.low, self.high))
-            self.log_std = nn.Parameter(torch.full(self.shape, -0.5))  # log σ, the same for all s
-        outputs = (self.mask if self.discrete else self.log_std).numel()
+            low, high = action_space.low, action_space.high
+            bounded = np.isfinite(low) & np.isfinite(high)
+            self.unit = np.where(bounded, (high - low) / 2, 1)
+            self.middle = np.where(bounded, low + self.unit, np.clip(0, low, high))
+            self.log_std = nn.Parameter(torch.full(low.shape, -0.5))  # log σ, the same for all s
+            outputs = low.size
         self.obs_norm = RunningNorm(*observation_space.shape)
         self.net = mlp(*observation_space.shape, outputs, output_gain=0.01)
 
@@ -165,22 +165,21 @@ class Actor(nn.Module):
         """obs (..., O) → the distribution of actions; its log_prob and entropy are (...,)."""
         output = self.net(self.obs_norm(obs))  # (..., outputs)
         if self.discrete:
-            logits = output.reshape(output.shape[:-1] + self.mask.shape).masked_fill(
-                self.mask, -1e9
-            )
+            logits = output.reshape(*output.shape[:-1], *self.mask.shape) + self.mask
             dist = Categorical(logits=logits, validate_args=False)  # [AC-02a]
         else:
-            mean = output.reshape(output.shape[:-1] + self.shape)
+            mean = output.reshape(*output.shape[:-1], *self.log_std.shape)
             dist = Normal(mean, self.log_std.exp(), validate_args=False)  # [AC-02b]
         # Sum log-probabilities over action dimensions: (B, A) → (B,).
-        return Independent(dist, len(self.shape), validate_args=False)
+        return Independent(dist, len(self.space.shape), validate_args=False)
 
     def to_env(self, action: Tensor) -> np.ndarray:
         """A sample of the distribution → the action that env.step expects."""
         action = action.numpy(force=True)
         if self.discrete:
-            return action + self.start
-        return (self.middle + self.unit * action).clip(self.low, self.high).astype(self.dtype)
+            return action + getattr(self.space, "start", 0)
+        action = (self.middle + self.unit * action).clip(self.space.low, self.space.high)
+        return action.astype(self.space.dtype)
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
@@ -203,10 +202,7 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """PopArt: updates the mean and std of the targets, and rescales the last layer to keep V_w.
-
-        The first update moves the untrained V_w to the scale of the targets instead.
-        """
+        """PopArt [impl]: the statistics move and V_w stays; at first, V_w moves to their scale."""
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
@@ -413,7 +409,7 @@ def update(args, minibatch, actor, critic, adam) -> Tensor:
     return torch.stack((*terms, norm)).detach()
 
 
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+# ── Environment: the same text in every script ────────────────────────────────────────────────────
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
@@ -433,14 +429,19 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
     """The returns of some episodes in which the actor always takes its most probable action."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
-        obs, done = env.reset(seed=seed if episode == 0 else None)[0], False
-        while not done:
+        obs, _ = env.reset(seed=seed if episode == 0 else None)
+        returns.append(0.0)
+        for _ in range(100_000):  # without a time limit, this policy may never end the episode
             action = actor.mode(torch.as_tensor(obs, device=device)).numpy()
-            obs, _, terminated, truncated, info = env.step(action[()])  # [()]: 0-d → number
-            done = terminated or truncated
-        returns.append(float(info["statistics"]["r"]))
+            obs, reward, terminated, truncated, _ = env.step(action[()])  # [()]: 0-d → number
+            returns[-1] += reward
+            if terminated or truncated:
+                break
     env.close()  # completes the last video
     return returns
+
+
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
 class Run:
@@ -515,7 +516,10 @@ class Run:
         checkpoint["csv_sizes"] = {x.name: x.stat().st_size for x in self.folder.glob("*.csv")}
         checkpoint["random"] = torch.get_rng_state()
         checkpoint["env_random"] = self.env and self.env.unwrapped.np_random.bit_generator.state
-        torch.save(checkpoint, self.folder / "checkpoint.tmp")
+        try:
+            torch.save(checkpoint, self.folder / "checkpoint.tmp")
+        except RuntimeError as error:  # what torch.save raises where the disk is full
+            raise OSError(f"cannot write a checkpoint to {self.folder}; disk full?") from error
         os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
         self.saved_at = time.time()
 

@@ -106,10 +106,11 @@ class Actor(nn.Module):
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         super().__init__()
-        if not (isinstance(action_space, gym.spaces.Box) and action_space.is_bounded()):
-            raise gym.error.Error(f"tanh needs a Box with finite bounds, not {action_space}")
-        self.low, self.high, self.dtype = action_space.low, action_space.high, action_space.dtype
-        self.net = mlp(*observation_space.shape, self.low.size)
+        bounded = isinstance(action_space, gym.spaces.Box) and action_space.is_bounded()
+        if not bounded or action_space.dtype.kind != "f":
+            raise gym.error.Error(f"tanh needs a float Box with finite bounds, not {action_space}")
+        self.space = action_space
+        self.net = mlp(*observation_space.shape, action_space.low.size)
 
     def forward(self, obs: Tensor) -> Tensor:
         """obs (..., O) → actions (..., A) in [−1, 1]."""
@@ -117,9 +118,12 @@ class Actor(nn.Module):
 
     def to_env(self, action: Tensor) -> np.ndarray:
         """Actions (..., A) in [−1, 1] → the action that env.step expects."""
-        action = action.numpy(force=True).reshape(*action.shape[:-1], *self.low.shape)
-        action = (self.low + self.high) / 2 + (self.high - self.low) / 2 * action
-        return action.clip(self.low, self.high).astype(self.dtype)
+        action = action.numpy(force=True).reshape(*action.shape[:-1], *self.space.shape)
+        middle, unit = (
+            (self.space.low + self.space.high) / 2,
+            (self.space.high - self.space.low) / 2,
+        )
+        return (middle + unit * action).clip(self.space.low, self.space.high)
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
@@ -240,7 +244,8 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict:
         """The rows written so far, without copying them."""
-        return {"next": self.next, "rows": [tensor[: self.filled] for tensor in self.tensors]}
+        rows = [torch.from_numpy(array[: self.filled]) for array in self.arrays]
+        return {"next": self.next, "rows": rows}
 
     def load_state_dict(self, state: dict) -> None:
         self.next, self.filled = state["next"], len(state["rows"][0])
@@ -282,6 +287,7 @@ def train(args: Args) -> Path:
     for step in range(run.step + 1, args.total_timesteps + 1):
         if done:
             obs, _ = env.reset()  # (O,)
+            first_step = step
 
         # 2. Act with a = μ_θ(s) + noise; [impl] uniformly random actions at first.
         with torch.inference_mode():
@@ -305,9 +311,11 @@ def train(args: Args) -> Path:
             losses.append(steps_5_to_7(args, batch, delayed, **networks).clone())
 
         run.bar.update()
-        if done:  # here a resumed run continues exactly
+        if done:
             episode = info["statistics"]
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
+        # A run that is resumed at the end of an episode is the same run.
+        if done or (step - first_step) % 10_000 == 9_999:
             if losses:
                 names = "q_loss", "q_value", "policy_loss"
                 run.log("updates", step, **dict(zip(names, torch.stack(losses).mean(0))))
@@ -345,7 +353,7 @@ def update(
     return torch.stack((critic_loss, q1.mean(), policy_loss)).detach()
 
 
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+# ── Environment: the same text in every script ────────────────────────────────────────────────────
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
@@ -365,14 +373,19 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
     """The returns of some episodes in which the actor always takes its most probable action."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
-        obs, done = env.reset(seed=seed if episode == 0 else None)[0], False
-        while not done:
+        obs, _ = env.reset(seed=seed if episode == 0 else None)
+        returns.append(0.0)
+        for _ in range(100_000):  # without a time limit, this policy may never end the episode
             action = actor.mode(torch.as_tensor(obs, device=device)).numpy()
-            obs, _, terminated, truncated, info = env.step(action[()])  # [()]: 0-d → number
-            done = terminated or truncated
-        returns.append(float(info["statistics"]["r"]))
+            obs, reward, terminated, truncated, _ = env.step(action[()])  # [()]: 0-d → number
+            returns[-1] += reward
+            if terminated or truncated:
+                break
     env.close()  # completes the last video
     return returns
+
+
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
 class Run:
@@ -447,7 +460,10 @@ class Run:
         checkpoint["csv_sizes"] = {x.name: x.stat().st_size for x in self.folder.glob("*.csv")}
         checkpoint["random"] = torch.get_rng_state()
         checkpoint["env_random"] = self.env and self.env.unwrapped.np_random.bit_generator.state
-        torch.save(checkpoint, self.folder / "checkpoint.tmp")
+        try:
+            torch.save(checkpoint, self.folder / "checkpoint.tmp")
+        except RuntimeError as error:  # what torch.save raises where the disk is full
+            raise OSError(f"cannot write a checkpoint to {self.folder}; disk full?") from error
         os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
         self.saved_at = time.time()
 

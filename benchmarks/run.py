@@ -1,22 +1,19 @@
 """Scripts × environments × seeds, each as one plain command; results as small CSV files.
 
     python benchmarks/run.py --scripts ppo trpo --env-ids HalfCheetah-v4 --seeds 301 302 303
-    python benchmarks/run.py ... --print        only prints the jobs, one command a line
-    python benchmarks/run.py --again FOLDER     every run of results/runs.csv anew, results in FOLDER
+    python benchmarks/run.py ... --print        prints the jobs, one command a line; runs nothing
 
-results/runs.csv has one row for each finished run; results/curves/<script>__<env_id>.csv the returns
-on the way, one row for each hundredth of the steps. What stands in runs.csv is not run again, and a
-run that was broken off goes on from its checkpoint, so an interrupted benchmark goes on where it was.
-The lines that --print prints may be run by anything: xargs, a cluster, other machines, all at once
-if they see the same folder: results are written under a lock.
+results/runs.csv has one row for each finished run; results/curves/<script>__<env_id>.csv has the
+training returns, one row for each hundredth of the steps. A job with a row is not run again, and an
+interrupted one resumes from its checkpoint in benchmarks/runs: repeat the command after a failure.
+The lines of --print may be run by anything (xargs, a cluster, machines that share the folder), each
+by one process only.
 """
 
 import argparse
-import ast
 import csv
-import fcntl
-import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -25,21 +22,19 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-WORK = ROOT / "benchmarks" / "runs"  # not in the repository: the folders of runs that go on
+WORK = ROOT / "benchmarks" / "runs"  # not in the repository: the folders of unfinished runs
 KEY = "script", "env_id", "seed", "flags"
 CURVE_POINTS = 100
-LOCK = threading.Lock()  # fcntl's belong to processes, not to threads
+PEERS = [f"sb3_{name}" for name in ("a2c", "trpo", "ppo", "ddpg", "td3", "sac")]
 
-# Flags of a script on an environment, where it wants others than the defaults, which are for MuJoCo.
+# Flags of a script on an environment, where they differ from the defaults, which are for MuJoCo.
 FLAGS = {
     ("reinforce", "CartPole-v1"): "--total-timesteps 200000 --batch-size 500",
     ("reinforce_baseline", "CartPole-v1"): "--total-timesteps 200000 --batch-size 1000",
@@ -75,59 +70,35 @@ FLAGS = {
 
 
 def flags_of(script: str, env_id: str) -> str:
-    """The flags of a job; a peer has the same number of steps, and its own settings."""
+    """The flags of a job; Stable-Baselines3 gets the same number of steps, and its own settings."""
     flags = FLAGS.get((script.removeprefix("sb3_"), env_id), "")
-    if script.startswith("sb3_"):
-        return " ".join(re.findall(r"--total-timesteps \d+", flags))
-    return flags
+    return " ".join(re.findall(r"--total-timesteps \d+", flags)) if script in PEERS else flags
 
 
-def path_of(script: str) -> Path:
-    """A script of ours, or the file that runs one of Stable-Baselines3's algorithms."""
-    return ROOT / ("benchmarks/sb3.py" if script.startswith("sb3_") else f"{script}.py")
+def command_of(job: dict, eval_episodes: int, compile: bool) -> list[str]:
+    """The words of a job's command, from the project's folder on."""
+    peer = job["script"] in PEERS
+    words = ["benchmarks/sb3.py", job["script"]] if peer else [f"{job['script']}.py"]
+    words += ["--env-id", job["env_id"], "--seed", job["seed"], *job["flags"].split()]
+    words += ["--eval-episodes", str(eval_episodes)]
+    has_it = not peer and "compile: bool" in (ROOT / words[0]).read_text()
+    return words + ["--compile"] * (compile and has_it)
 
 
-def code_hash(text: str) -> str:
-    """A digest of what a script does: comments, docstrings and layout do not change it."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
-            node
-        ):
-            node.body[0].value.value = ""
-    return hashlib.sha256(repr(plain(tree)).encode()).hexdigest()[:10]
-
-
-def plain(node: object) -> object:
-    """A syntax tree in lists, without empty fields: newer versions of Python have more of them."""
-    if isinstance(node, ast.AST):
-        fields = [(name, plain(x)) for name, x in ast.iter_fields(node) if x not in (None, [])]
-        return type(node).__name__, fields
-    return [plain(x) for x in node] if isinstance(node, list) else node
-
-
-def commit(scripts: list[str]) -> str:
-    """The commit that the results belong to; refuses scripts that differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run(
-        [*git, "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True
-    )
-    if head.returncode:
-        sys.exit(f"{ROOT} is not a git repository with a commit; results belong to a commit")
-    for path in map(path_of, scripts):  # comments, as the figures in a header, may differ
-        name = f"HEAD:{path.relative_to(ROOT)}"
-        known = subprocess.run([*git, "show", name], check=False, capture_output=True, text=True)
-        if known.returncode or code_hash(known.stdout) != code_hash(path.read_text()):
-            sys.exit(f"{path}: there are changes that are not committed; commit them first")
-    return head.stdout.strip()
+def commit(path: str) -> str:
+    """The last commit of a script; with a + where the script differs; nothing without git."""
+    git, options = ["git", "-C", str(ROOT)], dict(capture_output=True, text=True)
+    last = subprocess.run([*git, "log", "-1", "--format=%h", "--", path], **options)
+    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", path], **options)
+    return last.stdout.strip() + "+" * (same.returncode == 1)
 
 
 def cpu() -> str:
     """The processor's name and the number of cores."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), name)
+    name, path = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if path.exists():
+        found = re.search(r"model name\s*: (.*)", path.read_text())
+        name = found[1] if found else name
     return f"{name}, {os.cpu_count()} cores"
 
 
@@ -138,45 +109,14 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@contextmanager
-def locked() -> Iterator[None]:
-    """One process at a time, on all machines that share the folder (NFS knows this kind of lock)."""
-    WORK.mkdir(parents=True, exist_ok=True)
-    with LOCK, open(WORK / "lock", "a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def claimed(name: str) -> Iterator[int]:
-    """The lock of a job, a file descriptor. A child that inherits it holds it as long as it lives.
-
-    Raises:
-        RuntimeError: if another process has the job of this name in hand.
-    """
-    WORK.mkdir(parents=True, exist_ok=True)
-    with open(WORK / f"{name}.lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RuntimeError(f"{name}: another process is running this") from error
-        yield file.fileno()
-
-
 def append(path: Path, rows: list[dict]) -> None:
-    """Adds rows to a CSV file.
-
-    Raises:
-        RuntimeError: if the file's last line has no end, as after a full disk.
-    """
-    if not rows:
-        return
+    """Adds rows to a CSV file, in the order of its own columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        raise RuntimeError(f"{path}: its last line is cut off; take it out, and run this again")
+    known = path.exists() and path.stat().st_size > 0
+    columns = path.open().readline().strip().split(",") if known else list(rows[0])
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if file.tell() == 0:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        if not known:
             writer.writeheader()
         writer.writerows(rows)
 
@@ -185,87 +125,68 @@ def thinned(episodes: list[dict[str, str]], total: int) -> list[tuple[int, float
     """(step, mean return of the episodes that ended in the hundredth of the steps before it)."""
     bins = {}
     for row in episodes:
-        index = min(int(row["step"]) * CURVE_POINTS // (total + 1), CURVE_POINTS - 1)
-        bins.setdefault(index, []).append(float(row["return"]))
+        index = min(int(float(row["step"])) * CURVE_POINTS // (total + 1), CURVE_POINTS - 1)
+        bins.setdefault(index, []).append(float(row["episode_return"]))
     return [
         ((index + 1) * total // CURVE_POINTS, round(statistics.mean(returns), 1))
         for index, returns in sorted(bins.items())
     ]
 
 
-def folder_of(name: str, code: str, words: list[str]) -> Path:
-    """Where a job runs: what was begun by another script or with other flags is not gone on with."""
-    digest = hashlib.sha256(f"{code} {shlex.join(words)}".encode()).hexdigest()[:10]
-    return WORK / f"{name}__{digest}"
+def name_of(job: dict) -> str:
+    return "__".join(job[part] for part in KEY[:3])
 
 
-def run(
-    job: dict, text: str, code: str, revision: str, compiled: bool, eval_episodes: int, lock: int
-) -> dict:
-    """Runs a job, or what is left of it, on a copy of the script; writes and returns its row.
+def run(job: dict, options: argparse.Namespace) -> dict:
+    """Runs a job, or what is left of it; writes and returns its row.
 
     A run that diverged is not tried again: with other random numbers it might not, and would count.
 
     Raises:
         RuntimeError: if the run failed, with what it printed.
     """
-    script = job["script"]
-    name = name_of(job)
-    words = ["--env-id", job["env_id"], "--seed", job["seed"], *job["flags"].split()]
-    words += ["--eval-episodes", str(eval_episodes)]
-    if compiled and "compile: bool" in text:
-        words.append("--compile")
-    folder = folder_of(name, code, words)
+    name, words = name_of(job), command_of(job, options.eval_episodes, options.compile)
+    revision = commit(words[0])
+    # Only the same command at the same commit resumes a run.
+    folder = WORK / re.sub(r"[^\w.=+-]+", "_", " ".join([*words, revision]))
     folder.mkdir(parents=True, exist_ok=True)
     diverged = folder / "diverged.txt"
     if diverged.exists():
         raise RuntimeError(f"{name}: it diverged, see {diverged}")
-    (folder / f"{script}.py").write_text(text)
     checkpoints = sorted(folder.glob("runs/*/checkpoint.pt"))
-    resume = ["--resume", str(checkpoints[-1].parent.relative_to(folder))] if checkpoints else []
-    command = [sys.executable, "-W", "ignore", f"{script}.py", *resume, *words]
-    done = subprocess.run(
-        command, check=False, cwd=folder, capture_output=True, text=True, pass_fds=[lock]
-    )
+    resume = ["--resume", str(checkpoints[-1].parent)] if checkpoints else []
+    command = [sys.executable, "-W", "ignore", str(ROOT / words[0]), *words[1:], *resume]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         if "FloatingPointError" in done.stderr:
             diverged.write_text(done.stderr)
-        raise RuntimeError(f"{name}: {' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{name}: {shlex.join(command)}\n{done.stdout}{done.stderr}")
     run_folder = sorted(folder.glob("runs/*/summary.json"))[-1].parent
     summary = json.loads((run_folder / "summary.json").read_text())
-    if summary["training_return"] is None or summary["evaluation_return"] is None:
+    returns = summary["evaluation_returns"]
+    if not returns or not math.isfinite(summary["training_return"]):
         raise RuntimeError(f"{name}: no episode has ended, in training or in the evaluation")
-    versions = json.loads((run_folder / "args.json").read_text())["versions"]
+    versions = {"python": platform.python_version()}
+    versions |= json.loads((run_folder / "args.json").read_text())["versions"]
+    versions |= {"mujoco": version("mujoco")}
     row = job | {
         "steps": summary["step"],
         "training_return": round(summary["training_return"], 1),
-        "evaluation_return": round(summary["evaluation_return"], 1),
-        "evaluation_std": round(summary["evaluation_std"], 1),
+        "evaluation_return": round(statistics.mean(returns), 1),
+        "evaluation_std": round(statistics.pstdev(returns), 1),
         "seconds": round(summary["seconds"]),
-        "resumed": "yes" if resume else "no",  # with several environments another run than without
+        "resumed": "yes" if resume else "no",  # with several environments, a different run
         "commit": revision,
-        "code": code,
-        "command": shlex.join(["python", f"{script}.py", *words]),
+        "command": shlex.join(["python", *words]),
         "versions": ", ".join(f"{package} {number}" for package, number in versions.items()),
         "cpu": cpu(),
     }
     curve = thinned(read(run_folder / "episodes.csv"), summary["step"])
-    path = RESULTS / "curves" / f"{script}__{job['env_id']}.csv"
-    with locked():
-        # A kill may have come between the curve and its row in runs.csv.
-        points = [point for point in read(path) if point["seed"] != job["seed"]]
-        points += [{"seed": job["seed"], "step": step, "return": value} for step, value in curve]
-        temporary = path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        append(temporary, points)
-        temporary.replace(path)
-        append(RESULTS / "runs.csv", [row])
+    points = [{"seed": job["seed"], "step": step, "return": value} for step, value in curve]
+    append(RESULTS / "curves" / f"{job['script']}__{job['env_id']}.csv", points)
+    append(RESULTS / "runs.csv", [row])
     shutil.rmtree(folder)
     return row
-
-
-def name_of(job: dict) -> str:
-    return "__".join(job[part] for part in KEY[:3])
 
 
 def is_done(job: dict, eval_episodes: int) -> bool:
@@ -278,42 +199,24 @@ def is_done(job: dict, eval_episodes: int) -> bool:
 
 
 def main() -> None:
-    global RESULTS, WORK
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    known = sorted(path.stem for path in ROOT.glob("*.py"))
-    known += [f"sb3_{name}" for name in ("a2c", "ddpg", "ppo", "sac", "td3", "trpo")]
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--scripts", nargs="+", choices=known)
-    which.add_argument("--again", type=Path, metavar="FOLDER", help="the rows of runs.csv anew")
-    parser.add_argument(
-        "--env-ids", nargs="+", default=["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
-    )
+    known = sorted(path.stem for path in ROOT.glob("*.py")) + PEERS
+    mujoco = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
+    parser.add_argument("--scripts", nargs="+", choices=known, required=True)
+    parser.add_argument("--env-ids", nargs="+", default=mujoco)
     # Not 1, 2, 3: settings were tuned on some of the low seeds (results/trials.csv).
     parser.add_argument("--seeds", nargs="+", default=["301", "302", "303"])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--compile", action="store_true", help="for the scripts that have it")
-    parser.add_argument(
-        "--eval-episodes", type=int, default=100, help="the tables show runs with 100 of them only"
-    )
+    parser.add_argument("--eval-episodes", type=int, default=100, help="the tables need 100")
     parser.add_argument("--print", action="store_true", help="print the jobs, run nothing")
     options = parser.parse_args()
-    compiled = {}  # a repeated job's own, where it had it
-    if options.again:
-        if options.print:
-            parser.error("--again runs its jobs itself; --print goes with --scripts")
-        rows, RESULTS, WORK = read(RESULTS / "runs.csv"), options.again, options.again / "runs"
-        jobs = [{part: row[part] for part in KEY} for row in rows]
-        compiled = {(*job.values(),): "--compile" in row["command"] for job, row in zip(jobs, rows)}
-        options.scripts = sorted({job["script"] for job in jobs})
-    else:
-        jobs = [
-            {"script": script, "env_id": env_id, "seed": seed, "flags": flags_of(script, env_id)}
-            for seed in dict.fromkeys(options.seeds)
-            for script in options.scripts
-            for env_id in options.env_ids
-        ]
-    texts = {script: path_of(script).read_text() for script in options.scripts}
-    codes = {script: code_hash(text) for script, text in texts.items()}
+    jobs = [
+        {"script": script, "env_id": env_id, "seed": seed, "flags": flags_of(script, env_id)}
+        for seed in dict.fromkeys(options.seeds)
+        for script in options.scripts
+        for env_id in options.env_ids
+    ]
     jobs = [job for job in jobs if not is_done(job, options.eval_episodes)]
     if options.print:
         for job in jobs:
@@ -322,36 +225,27 @@ def main() -> None:
             words += ["--eval-episodes", str(options.eval_episodes)]
             print(shlex.join(words + ["--compile"] * options.compile))
         return
-    revision, printing, finished, start = commit(options.scripts), threading.Lock(), [], time.time()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    rows, start = [], time.time()
 
     def work(job: dict) -> None:
         try:
-            script = texts[job["script"]], codes[job["script"]]
-            with claimed(name_of(job)) as lock:
-                if is_done(job, options.eval_episodes):  # in the meantime, by another process
-                    return
-                graph = compiled.get((*job.values(),), options.compile)
-                row = run(job, *script, revision, graph, options.eval_episodes, lock)
-        except Exception as error:  # the others go on
-            print(
-                error if type(error) is RuntimeError else f"{name_of(job)}: {error!r}", flush=True
-            )
+            rows.append(row := run(job, options))
+        except Exception as error:  # the other jobs go on
+            print(error if type(error) is RuntimeError else f"{name_of(job)}: {error!r}")
             return
-        with printing:
-            finished.append(row)
-            left = (time.time() - start) / len(finished) * (len(jobs) - len(finished)) / 60
-            print(
-                f"[{len(finished)}/{len(jobs)}] {row['script']} {row['env_id']} seed {row['seed']}: "
-                f"training {row['training_return']:,}, evaluation {row['evaluation_return']:,}, "
-                f"{row['seconds']} s; about {left:.0f} min left",
-                flush=True,
-            )
+        left = (time.time() - start) / len(rows) * (len(jobs) - len(rows)) / 60
+        print(
+            f"[{len(rows)}/{len(jobs)}] {name_of(job)}: training {row['training_return']:,}, "
+            f"evaluation {row['evaluation_return']:,}, {row['seconds']} s; "
+            f"about {left:.0f} min left",
+            flush=True,
+        )
 
-    os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(work, jobs))
-    if missing := [job for job in jobs if not is_done(job, options.eval_episodes)]:
-        sys.exit(f"{len(missing)} of {len(jobs)} runs failed; see above")
+    if len(rows) < len(jobs):
+        sys.exit(f"{len(jobs) - len(rows)} of {len(jobs)} runs failed; see above")
 
 
 if __name__ == "__main__":

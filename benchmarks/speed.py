@@ -1,440 +1,294 @@
-"""Speed of the scripts, beside Stable-Baselines3's at equal settings and beside what is possible.
+"""Steps per second of the scripts on HalfCheetah-v4, on one core of the CPU, beside other code.
 
     pip install '.[benchmarks]'
-    python benchmarks/speed.py                          # everything; nothing else may run
-    python benchmarks/speed.py --parts peers --scripts ppo --num-envs 8 --repeats 3
-    python benchmarks/report.py                         # tables and chart from results/speed.csv
+    python benchmarks/speed.py --parts peers --sbx-python PATH/TO/VENV/bin/python
+    python benchmarks/speed.py --parts against --against fe5c6a1
+    python benchmarks/speed.py --parts torchrun start threads
+    python benchmarks/report.py              # tables and figure from results/speed.csv
 
-Parts:
-    peers    each script, with and without --compile, and its counterpart in SB3 or sb3-contrib, on
-             the same environment with the same number of environments, rollout length, minibatch
-             size, epochs, networks (on-policy two of 64-64 tanh, off-policy 256-256 ReLU, batches of
-             256, one update a step). They take turns, so that whatever else the machine does hits
-             all alike; the first part of each turn is not counted. The scripts do more in that time:
-             on-policy they standardise observations and values, ppo.py recomputes its advantages in
-             each epoch, and all write their logs. With --vec-normalize SB3 normalises too.
-    limits   the environment alone; the machine's rate of matrix products, and the operations in one
-             update, which together bound the off-policy scripts
-    profile  where a step's time goes: environment, acting, matrix products, the rest
-    threads  each script with 1 and 2 threads of PyTorch
-    envs     ppo.py with 1 to 64 environments, 2,048 steps a rollout
-    buffer   sac.py with a full replay buffer of 10⁴ to 10⁶ steps: steps/s and memory
-    start    seconds until the first step, and what --compile adds until the first update
-    processes  a3c.py with 1, 2 and 4 workers; a2c.py and ppo.py alone and under torchrun
+Parts; nothing else may run on the machine meanwhile:
+    peers     each script, with and without --compile, beside Stable-Baselines3 or sb3-contrib and,
+              with --sbx-python, SBX, at equal settings (EQUAL and PEERS below). --sbx-python is the
+              Python of another environment, after `pip install sbx-rl 'gymnasium[mujoco]'`
+    against   ppo, ddpg, td3 and sac beside their own code of an older commit
+    torchrun  a2c.py in 1 and 2 processes, a3c.py with 1 and 2 workers; a step of the environment
+              takes 1 ms more than Pendulum-v1's
+    start     seconds until the first step and the first update; nothing compiled is cached
+    threads   each script with 1 and 2 threads of PyTorch
 
-Every measurement is a process of its own, with the threads set to 1 where nothing else is said. A
-row of results/speed.csv is one measurement; those of an earlier day in the same place are replaced.
+Every measurement is a process of its own. The variants take turns, so that whatever slows the
+machine down hits all alike; compare within a turn. Steps per second of a script are those of its
+updates.csv, of a peer those of `learn`, both after a warm-up. A row of results/speed.csv is one
+measurement; a part's first turn replaces the rows that the part has of the same script.
 """
 
 import argparse
-import contextlib
 import csv
 import importlib
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from run import RESULTS, code_hash, commit, cpu, path_of, read  # noqa: E402
+from run import RESULTS, ROOT, commit, cpu, read
 
 PATH = RESULTS / "speed.csv"
-KEY = "part", "script", "variant", "num_envs", "threads", "buffer_size", "quantity"
-
-# script: (class of the peer, steps of a rollout over all environments or None for 5 in each, our
-#          arguments, the peer's arguments, updates before the clock starts, updates that count)
-ON_POLICY = {
-    "a2c": ("stable_baselines3.A2C", None, {}, {}, 100, 400),
+ENV_ID = "HalfCheetah-v4"
+NUM_ENVS = 8  # of the on-policy scripts, and of the peers beside them
+OFF_POLICY = ["ddpg", "td3", "sac"]
+COMPILES = ["ppo", *OFF_POLICY]
+EQUAL = {  # flags that make the settings those of PEERS
+    "reinforce": "",
+    "reinforce_baseline": "",
+    "a2c": f"--num-envs {NUM_ENVS} --num-steps 5",
     "trpo": (
-        "sb3_contrib.TRPO", 2048, dict(cg_iterations=15, critic_batch_size=128, critic_epochs=10),
-        dict(batch_size=128, cg_max_steps=15, n_critic_updates=10), 2, 6,
+        f"--num-envs {NUM_ENVS} --num-steps 256 --cg-iterations 15 --critic-batch-size 128 "
+        "--critic-epochs 10"
     ),
-    "ppo": (
-        "stable_baselines3.PPO", 2048, dict(num_minibatches=32), dict(batch_size=64, n_epochs=10), 2, 6,
+    "ppo": f"--num-envs {NUM_ENVS} --num-steps 256 --num-minibatches 32",
+} | dict.fromkeys(OFF_POLICY, "--learning-starts 100")
+PEERS = {
+    "a2c": ("stable_baselines3.A2C", dict(n_steps=5)),
+    "trpo": (
+        "sb3_contrib.TRPO",
+        dict(n_steps=256, batch_size=128, cg_max_steps=15, n_critic_updates=10),
     ),
-}  # fmt: skip
-EPISODIC = ["reinforce", "reinforce_baseline"]  # SB3 has no counterpart
-OFF_POLICY = {
-    "ddpg": "stable_baselines3.DDPG",
-    "td3": "stable_baselines3.TD3",
-    "sac": "stable_baselines3.SAC",
-}
-SCRIPTS = [*EPISODIC, *ON_POLICY, *OFF_POLICY]
-# Updates of the episodic scripts, each 3 episodes of 1,000 steps; and off-policy steps.
-WARM_UP, COUNTED = 2, 5
-
-
-# ── One measurement, in a process of its own ──────────────────────────────────────────────────────
-
-
-def arguments(job: dict):
-    """The script's arguments for a job, and the rows of updates.csv between which the clock runs."""
-    script, n = job["script"], job.get("num_envs") or 1
-    settings = dict(env_id=job["env_id"], eval_episodes=0, checkpoint_every=10**9)
-    settings |= dict(num_threads=job["threads"])
-    if job["variant"] == "compile":
-        settings |= dict(compile=True)
-    if script in EPISODIC:  # three of HalfCheetah's episodes make a batch of 2,048 or more
-        settings |= dict(total_timesteps=3000 * (WARM_UP + COUNTED))
-        first, last = WARM_UP - 1, WARM_UP + COUNTED - 1
-    elif script in ON_POLICY:
-        _, rollout, ours, _, warm_up, updates = ON_POLICY[script]
-        steps = rollout // n if rollout else 5
-        settings |= dict(num_envs=n, num_steps=steps, **ours)
-        settings |= dict(total_timesteps=(warm_up + updates) * steps * n)
-        first, last = warm_up - 1, warm_up + updates - 1
-    else:  # a row for each episode of 1,000 steps
-        settings |= dict(total_timesteps=3000, learning_starts=100)
-        first, last = 0, 2
-    if job.get("buffer_size"):
-        settings |= dict(buffer_size=job["buffer_size"])
-    module = importlib.import_module(script)
-    return module, module.Args(**settings), first, last
-
-
-def ours(job: dict) -> float:
-    """Steps per second of our script, from its own log."""
-    module, args, first, last = arguments(job)
-    with open(module.train(args) / "updates.csv") as file:
-        rows = list(csv.DictReader(file))
-    steps, seconds = (
-        float(rows[last][name]) - float(rows[first][name]) for name in ("step", "seconds")
+    "ppo": ("stable_baselines3.PPO", dict(n_steps=256, batch_size=64, n_epochs=10)),
+} | {
+    script: (
+        f"stable_baselines3.{script.upper()}",
+        dict(batch_size=256, learning_starts=100, train_freq=1, gradient_steps=1)
+        | dict(policy_kwargs={"net_arch": [256, 256]}),
     )
-    return steps / seconds
+    for script in OFF_POLICY
+}
+# Rows of updates.csv: how many are warm-up, how many count, and the steps of each.
+ROWS = {"reinforce": (2, 5, 3000), "reinforce_baseline": (2, 5, 3000), "a2c": (100, 400, 40)}
+ROWS |= dict.fromkeys(("trpo", "ppo"), (2, 6, 2048)) | dict.fromkeys(OFF_POLICY, (1, 2, 1000))
+TORCHRUN_ROWS = {"a2c": (5, 15, 1024), "a3c": (50, 250, 32)}  # at their default sizes
+SLOW = '''
+import time
+import gymnasium as gym
+
+class Slow(gym.Wrapper):
+    """Pendulum-v1, with steps that take 1 ms more."""
+    def step(self, action):
+        end = time.perf_counter() + 1e-3
+        while time.perf_counter() < end:
+            pass
+        return self.env.step(action)
+
+gym.register("Slow-v0", lambda: Slow(gym.make("Pendulum-v1")), max_episode_steps=200)
+'''
 
 
-def theirs(job: dict) -> float:
-    """Steps per second of the counterpart."""
-    from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    def peer(name: str):
-        module, kind = name.split(".")
-        return getattr(importlib.import_module(module), kind)
-
-    script, n = job["script"], job["num_envs"]
-    envs = make_vec_env(job["env_id"], n, seed=1)
-    if job["variant"] == "SB3 + VecNormalize":
-        envs = VecNormalize(envs)
-    if script in OFF_POLICY:
-        model = peer(OFF_POLICY[script])(
-            "MlpPolicy", envs, batch_size=256, learning_starts=100, train_freq=1, gradient_steps=1,
-            policy_kwargs={"net_arch": [256, 256]}, device="cpu",
-        )  # fmt: skip
-        warm_up, steps = 1000, 2000
-    else:
-        name, rollout, _, settings, warm_up, updates = ON_POLICY[script]
-        per_env = rollout // n if rollout else 5
-        model = peer(name)("MlpPolicy", envs, n_steps=per_env, device="cpu", seed=1, **settings)
-        warm_up, steps = warm_up * per_env * n, updates * per_env * n
-    model.learn(warm_up)
-    start = time.perf_counter()
-    model.learn(steps, reset_num_timesteps=False)
-    return steps / (time.perf_counter() - start)
-
-
-def fill_buffers(module) -> None:
-    """From now on each new replay buffer of the script is full, of zeros and ones by chance."""
-    import numpy as np
-
-    init = module.ReplayBuffer.__init__
-
-    def full(buffer, *args) -> None:
-        init(buffer, *args)
-        for array in buffer.arrays.values():
-            for start in range(0, len(array), 10_000):  # without a second copy of it all
-                part = array[start : start + 10_000]
-                part[...] = np.random.standard_normal(part.shape) > 0
-        buffer.filled = buffer.size
-
-    module.ReplayBuffer.__init__ = full
-
-
-def environment_alone(env_id: str, steps: int = 20_000) -> float:
-    """Steps per second of one environment with random actions that are drawn beforehand."""
-    import gymnasium as gym
-
-    env = gym.make(env_id)
-    actions = [env.action_space.sample() for _ in range(1000)]
-    env.reset(seed=1)
-    start = time.perf_counter()
-    for t in range(steps):
-        *_, terminated, truncated, _ = env.step(actions[t % 1000])
-        if terminated or truncated:
-            env.reset()
-    return steps / (time.perf_counter() - start)
-
-
-def matrix_products(size: int = 256) -> float:
-    """GFLOP per second of products of square float32 matrices: the best of 20 times 50."""
-    import torch
-
-    a, b, c = torch.randn(3, size, size)
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(50):
-            torch.mm(a, b, out=c)
-        seconds.append(time.perf_counter() - start)
-    return 50 * 2 * size**3 / min(seconds) / 1e9
-
-
-def operations(job: dict) -> float:
-    """MFLOP of matrix products for each environment step, acting and updates, as PyTorch counts."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    module, args, _, _ = arguments(job)
-    args.total_timesteps = 1000 if job["script"] in OFF_POLICY else args.total_timesteps
-    with FlopCounterMode(display=False) as counter:
-        folder = module.train(args)
-    steps = json.loads((folder / "summary.json").read_text())["step"]
-    if job["script"] in OFF_POLICY:
-        steps -= args.learning_starts
-    return counter.get_total_flops() / steps / 1e6
-
-
-def profile(job: dict) -> dict[str, float]:
-    """Microseconds a step: in env.step, in the rest of acting and storing, in all the rest.
-
-    And in the matrix products of a run under PyTorch's profiler, as a share of its operations'.
-    """
-    import torch
-
-    module, args, first, last = arguments(job)
-    spent = {"environment": 0.0, "play": 0.0}
-
-    def timed(owner, name: str, label: str) -> None:
-        function = getattr(owner, name)
-
-        def wrapper(*args, **kwargs):
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent[label] += time.perf_counter() - start
-
-        setattr(owner, name, wrapper)
-
-    timed(module.EpisodeInfo, "step", "environment")  # the outermost wrapper of each environment
-    for name in ("play", "play_episode"):
-        if hasattr(module, name):
-            timed(module, name, "play")
-    marks, log_update = [], module.Run.log_update
-
-    def mark(run, **metrics):
-        log_update(run, **metrics)
-        marks.append((run.step, time.perf_counter(), *spent.values()))
-
-    module.Run.log_update = mark
-    module.train(args)
-    steps, total, environment, play = (b - a for a, b in zip(marks[first], marks[last]))
-    parts = {"environment": environment, "acting": max(play - environment, 0.0)}
-    parts["updates"] = total - sum(parts.values())
-    if job["variant"] == "eager":
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        few = 1000 if job["script"] in OFF_POLICY else marks[0][0]  # one update; or 900 of them
-        args.total_timesteps = few
-        module.Run.log_update = log_update
-        with torch.profiler.profile(activities=activities) as record:
-            module.train(args)
-        times = {row.key: row.self_cpu_time_total for row in record.key_averages()}
-        products = sum(times.get(f"aten::{name}", 0) for name in ("mm", "addmm", "bmm"))
-        parts["share of matrix products"] = products / sum(times.values()) * steps / 1e6
-    return {name: seconds / steps * 1e6 for name, seconds in parts.items()}
-
-
-def start_up(job: dict) -> dict[str, float]:
-    """Seconds from the command until the run's clock starts, and from there to the first update."""
-    module, args, _, _ = arguments(job)
-    script = job["script"]
-    words = ["--env-id", job["env_id"], "--eval-episodes", "0"]
-    if script in ON_POLICY:
-        total = args.num_envs * args.num_steps
-        words += ["--num-envs", str(args.num_envs), "--num-steps", str(args.num_steps)]
-        words += ["--total-timesteps", str(total)]
-    elif script in OFF_POLICY:
-        words += ["--total-timesteps", "102", "--learning-starts", "100"]  # td3.py waits for two
-    else:
-        words += ["--total-timesteps", "3000"]
-    words += ["--compile"] * (job["variant"] == "compile")
-    with tempfile.TemporaryDirectory() as cache:  # nothing compiled on an earlier day
-        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-W", "ignore", str(ROOT / f"{script}.py"), *words],
-            check=True, env=env, capture_output=True,
-        )  # fmt: skip
-        wall = time.perf_counter() - start
-    (summary,) = Path("runs").glob("*/summary.json")
-    seconds = json.loads(summary.read_text())["seconds"]
-    return {"until the first step": wall - seconds, "until the first update": seconds}
-
-
-def processes(job: dict) -> float:
-    """Steps per second of a script in several processes, with its defaults, from its own log."""
-    script, count = job["script"], job["variant"].split()[0]
-    command = [sys.executable, "-W", "ignore"]
-    if script != "a3c" and count != "1":
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
-    command += [str(ROOT / f"{script}.py"), "--env-id", job["env_id"], "--eval-episodes", "0"]
-    command += ["--total-timesteps", str({"a3c": 60_000, "a2c": 150_000, "ppo": 40_960}[script])]
-    command += ["--num-workers", count] * (script == "a3c")
-    subprocess.run(command, check=True, capture_output=True)
-    (path,) = Path("runs").glob("*/updates.csv")
-    with open(path) as file:
-        rows = list(csv.DictReader(file))
-    first, last = rows[len(rows) // 5], rows[-1]
+def steps_per_second(rows: list[dict[str, str]], warm_up: int, counted: int) -> float:
+    """Of the `counted` rows of updates.csv that follow the `warm_up` first ones."""
+    first, last = rows[warm_up - 1], rows[warm_up + counted - 1]
     steps, seconds = (float(last[name]) - float(first[name]) for name in ("step", "seconds"))
     return steps / seconds
 
 
-def measure(job: dict) -> dict[str, float]:
-    """Runs one job in this process; quantity → number."""
-    import torch
-
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(job["threads"])
-    part = job["part"]
-    if part == "limits":
-        if job["script"]:
-            return {"MFLOP/step": operations(job)}
-        return {
-            "environment alone, steps/s": environment_alone(job["env_id"]),
-            "matrix products, GFLOP/s": matrix_products(),
-        }
-    if part == "profile":
-        return profile(job)
-    if part == "start":
-        return start_up(job)
-    if part == "processes":
-        return {"steps/s": processes(job)}
-    if part == "buffer":
-        fill_buffers(importlib.import_module(job["script"]))
-    speed = theirs(job) if job["variant"].startswith("SB3") else ours(job)
-    found = {"steps/s": speed}
-    if part == "buffer":  # the most that the process has held, in kilobytes on Linux
-        found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return found
+def environment(threads: int = 1) -> dict[str, str]:
+    """The variables of a measurement: so many threads, and no GPU."""
+    return os.environ | {
+        "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore",
+    }  # fmt: skip
 
 
-# ── All jobs ──────────────────────────────────────────────────────────────────────────────────────
+def call(command: list[str], folder: str, cores: int = 1, **variables: str) -> str:
+    """Runs a command in the folder, on so many cores; what it printed."""
+
+    def pin() -> None:
+        if hasattr(os, "sched_setaffinity"):  # not on a Mac
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
+
+    env = environment(cores) | variables
+    done = subprocess.run(
+        command, cwd=folder, env=env, preexec_fn=pin, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def script_text(script: str, revision: str) -> str:
+    """The text of a script at a commit, or the present one."""
+    if not revision:
+        return (ROOT / f"{script}.py").read_text()
+    show = ["git", "-C", str(ROOT), "show", f"{revision}:{script}.py"]
+    return subprocess.run(show, check=True, capture_output=True, text=True).stdout
+
+
+def ours(job: dict) -> dict[str, float]:
+    """Steps per second of a script, now or at an older commit."""
+    script, text = job["script"], script_text(job["script"], job["revision"])
+    rows = TORCHRUN_ROWS if job["part"] == "torchrun" else ROWS
+    warm_up, counted, steps = rows[script]
+    if job["quick"]:
+        warm_up = counted = 1 if script in ROWS else 5
+    words = [f"{script}.py", "--env-id", job["env_id"], "--eval-episodes", "0", *job["flags"]]
+    words += ["--total-timesteps", str((warm_up + counted) * steps)]
+    late = "--checkpoint-every" if "checkpoint_every:" in text else "--save-every"
+    words += [late, "1000000000", "--num-threads", str(job["threads"])]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, f"{script}.py").write_text(text)
+        Path(folder, "slow.py").write_text(SLOW)
+        call([sys.executable, *job["launcher"], *words], folder, job["cores"], PYTHONPATH=folder)
+        (path,) = Path(folder).glob("runs/*/updates.csv")
+        return {"steps/s": steps_per_second(read(path), warm_up, counted)}
+
+
+def start_up(job: dict) -> dict[str, float]:
+    """Seconds from the command until the run's clock starts, and from there to the first update."""
+    steps = {"ppo": 2048, "a2c": 40}.get(job["script"], 102)  # td3.py updates in every second step
+    words = [f"{job['script']}.py", "--eval-episodes", "0", *job["flags"]]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        command = [
+            sys.executable,
+            str(ROOT / words[0]),
+            *words[1:],
+            "--total-timesteps",
+            str(steps),
+        ]
+        call(command, folder, TORCHINDUCTOR_CACHE_DIR=f"{folder}/cache")
+        wall = time.perf_counter() - start
+        (path,) = Path(folder).glob("runs/*/summary.json")
+        seconds = json.loads(path.read_text())["seconds"]
+    return {"until the first step": wall - seconds, "until the first update": seconds}
+
+
+def theirs(job: dict) -> dict:
+    """What `learn` finds, in a process of its own, perhaps of another Python."""
+    with tempfile.TemporaryDirectory() as folder:
+        python = job["python"] or sys.executable
+        plain = json.dumps({name: job[name] for name in ("script", "peer", "quick")})
+        lines = call([python, __file__, "--learn", plain], folder)
+    return json.loads(lines.splitlines()[-1])
+
+
+def learn(job: dict) -> dict:
+    """Steps per second of a class of Stable-Baselines3, sb3-contrib or SBX."""
+    from stable_baselines3.common.env_util import make_vec_env
+
+    script = job["script"]
+    (package, kind), settings = job["peer"].split("."), PEERS[script][1]
+    n = 1 if script in OFF_POLICY else NUM_ENVS
+    algorithm = getattr(importlib.import_module(package), kind)
+    model = algorithm("MlpPolicy", make_vec_env(ENV_ID, n, seed=1), seed=1, **settings)
+    warm_up, counted, steps = (1, 1, 500) if job["quick"] else ROWS[script]
+    model.learn(warm_up * steps)
+    before, start = model.num_timesteps, time.perf_counter()
+    model.learn(counted * steps, reset_num_timesteps=False)
+    speed = (model.num_timesteps - before) / (time.perf_counter() - start)
+    names = ["sbx-rl", "jax"] if package == "sbx" else ["torch"]
+    names += ["stable-baselines3", "sb3-contrib"][: 2 if package == "sb3_contrib" else 1]
+    return {"steps/s": speed, "versions": versions(*names)}
+
+
+def versions(*names: str) -> str:
+    numbers = [f"{name} {version(name)}" for name in (*names, "gymnasium", "mujoco")]
+    return ", ".join([f"python {platform.python_version()}", *numbers])
 
 
 def jobs(options: argparse.Namespace) -> list[dict]:
-    """The measurements of the chosen parts, in turns."""
-    found, scripts = [], options.scripts
-    on_policy = [script for script in scripts if script in ON_POLICY]
+    """The measurements of the chosen parts in one turn."""
+    found = []
 
-    def add(part: str, script: str = "", variant: str = "eager", **more) -> None:
-        job = dict(part=part, script=script, variant=variant, num_envs=1, threads=1, buffer_size="")
-        found.append(job | dict(env_id=options.env_id) | more)
+    def add(part: str, script: str, variant: str, flags: str = "", measure=ours, **more) -> None:
+        job = dict(part=part, script=script, variant=variant, env_id=ENV_ID, flags=flags.split())
+        job |= dict(measure=measure, cores=1, threads=1, revision="", launcher=[], python="")
+        found.append(job | dict(peer="", quick=options.quick) | more)
 
-    def compiles(script: str) -> list[str]:
-        return ["eager", "compile"] if script != "reinforce" else ["eager"]
+    def eager_and_compiled(part: str, script: str, label: str = "", **more) -> None:
+        for graph in ("", " --compile")[: 1 + (script in COMPILES)]:
+            name = "compile" if graph else "eager"
+            add(part, script, f"{name}{label}", EQUAL[script] + graph, **more)
 
-    counts = {script: options.num_envs if script in ON_POLICY else [1] for script in scripts}
-    peer = "SB3 + VecNormalize" if options.vec_normalize else "SB3"
-    for turn in range(options.repeats):
-        if "peers" in options.parts:
-            for script in scripts:
-                for n in counts[script]:
-                    for variant in [*compiles(script), *[peer] * (script not in EPISODIC)]:
-                        add("peers", script, variant, num_envs=n, turn=turn)
-        if "limits" in options.parts:
-            add("limits", turn=turn)
-        if "threads" in options.parts:
-            for script in scripts:
-                for threads in (1, 2):
-                    n = max(counts[script])
-                    add("threads", script, num_envs=n, threads=threads, turn=turn)
-        if "envs" in options.parts and "ppo" in scripts:
-            for n in (1, 2, 4, 8, 16, 32, 64):
-                for variant in ("eager", "compile"):
-                    add("envs", "ppo", variant, num_envs=n, turn=turn)
-        if "processes" in options.parts:
-            for script, counts_of in {"a2c": (1, 2), "a3c": (1, 2, 4), "ppo": (1, 2)}.items():
-                for count in counts_of:
-                    add("processes", script, f"{count} process" + "es" * (count > 1), turn=turn)
-        if "buffer" in options.parts and "sac" in scripts:
-            for size in (10_000, 100_000, 1_000_000):
-                add("buffer", "sac", buffer_size=size, turn=turn)
-    for script in scripts:
-        n = max(counts[script])
-        if "limits" in options.parts and script in OFF_POLICY:
-            add("limits", script, turn=0)
-        if "profile" in options.parts:
-            for variant in compiles(script):
-                add("profile", script, variant, num_envs=n, turn=0)
-        if "start" in options.parts:
-            for variant in compiles(script):
-                add("start", script, variant, num_envs=n, turn=0)
-    assert all(job["script"] in on_policy for job in found if job["num_envs"] > 1)
+    scripts = [script for script in options.scripts if script in EQUAL]
+    for script in scripts if "peers" in options.parts else ():
+        eager_and_compiled("peers", script)
+        if script in PEERS:
+            peer = PEERS[script][0]
+            add("peers", script, "SB3", measure=theirs, peer=peer)
+        if script in COMPILES and options.sbx_python:
+            python, peer = os.path.abspath(options.sbx_python), f"sbx.{script.upper()}"
+            add("peers", script, "SBX", measure=theirs, peer=peer, python=python)
+    for script in scripts if "against" in options.parts else ():
+        if script in COMPILES:
+            eager_and_compiled("against", script)
+            eager_and_compiled("against", script, " then", revision=options.against)
+    for n in (1, 2) if "torchrun" in options.parts else ():
+        more = dict(env_id="slow:Slow-v0", cores=2)
+        name = f"{n} process" + "es" * (n > 1)
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+        add("torchrun", "a2c", name, launcher=launcher if n > 1 else [], **more)
+        add("torchrun", "a3c", name, f"--num-workers {n}", **more)
+    for script in ("a2c", *COMPILES) if "start" in options.parts else ():
+        eager_and_compiled("start", script, measure=start_up)
+    for script in scripts if "threads" in options.parts else ():
+        for n in (1, 2):
+            name = f"{n} thread" + "s" * (n > 1)
+            add("threads", script, name, EQUAL[script], threads=n, cores=n)
     return found
+
+
+def write(job: dict, turn: int, found: dict, fresh: set) -> None:
+    """Adds the rows of a measurement; the first of a part and script replaces those there were."""
+    place = job["part"], job["script"]
+    rows = read(PATH)
+    if place not in fresh:
+        rows = [row for row in rows if (row["part"], row["script"]) != place]
+    fresh.add(place)
+    packages = found.pop("versions", None) or versions("torch")
+    revision = job["revision"] or commit(f"{job['script']}.py") if not job["peer"] else ""
+    for quantity, number in found.items():
+        row = {name: job[name] for name in ("part", "script", "variant", "env_id")}
+        row |= {"quantity": quantity, "turn": turn, "value": f"{number:.4g}"}
+        rows.append(row | {"commit": revision, "versions": packages, "cpu": cpu()})
+    with open(PATH.with_suffix(".tmp"), "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[-1], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(PATH.with_suffix(".tmp"), PATH)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ["peers", "limits", "profile", "threads", "envs", "buffer", "start", "processes"]
-    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
-    parser.add_argument("--scripts", nargs="+", default=SCRIPTS, choices=SCRIPTS)
-    parser.add_argument("--env-id", default="HalfCheetah-v4")
-    parser.add_argument("--num-envs", type=int, nargs="+", default=[8], help="on-policy")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--vec-normalize", action="store_true", help="SB3 with VecNormalize")
-    parser.add_argument("--job", help=argparse.SUPPRESS)  # one measurement, as JSON
+    parts = ["peers", "against", "torchrun", "start", "threads"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=["peers"])
+    parser.add_argument("--scripts", nargs="+", choices=list(EQUAL), default=list(EQUAL))
+    parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser.add_argument("--sbx-python", help="the Python of an environment that has sbx-rl")
+    parser.add_argument("--against", metavar="COMMIT", help="the older code of the part `against`")
+    parser.add_argument(
+        "--quick", action="store_true", help="only a try: short, nothing is written"
+    )
+    parser.add_argument("--learn", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.job:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            found = measure(json.loads(options.job))
-        print(json.dumps(found))
+    if options.learn:
+        print(json.dumps(learn(json.loads(options.learn))))
         return
-    revision = commit(sorted({*options.scripts, "a3c"}))
-    names = ["torch", "gymnasium", "mujoco", "stable-baselines3", "sb3-contrib"]
-    versions = [f"python {platform.python_version()}", *(f"{x} {version(x)}" for x in names)]
-    place = {"versions": ", ".join(versions), "cpu": cpu()}
-    todo, new, fresh = jobs(options), [], set()
-    for count, job in enumerate(todo, 1):
-        env = os.environ | {"OMP_NUM_THREADS": str(job["threads"])}
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run(
-                [sys.executable, __file__, "--job", json.dumps(job)],
-                check=False, cwd=folder, env=env, capture_output=True, text=True,
-            )  # fmt: skip
-        if done.returncode:
-            sys.exit(f"{job}\n{done.stdout}{done.stderr}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        ours = job["script"] and job["variant"] != "SB3"
-        code = code_hash(path_of(job["script"]).read_text()) if ours else ""
-        about = {"commit": revision, "code": code} | place
-        for quantity, number in found.items():
-            row = {name: job[name] for name in KEY[:-1]} | {"quantity": quantity}
-            key = tuple(str(row[name]) for name in KEY)
-            # The first turn's rows take the place of those of an earlier day.
-            old = read(PATH) if key in fresh else [
-                line for line in read(PATH) if tuple(line[name] for name in KEY) != key
-            ]  # fmt: skip
-            fresh.add(key)
-            new = [*old, row | {"turn": job["turn"], "value": f"{number:.4g}"} | about]
-            temporary = PATH.with_suffix(".tmp")
-            with open(temporary, "w", newline="") as file:
-                writer = csv.DictWriter(file, new[-1], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(new)
-            os.replace(temporary, PATH)
-        label = " ".join(str(job[name]) for name in KEY[:-1] if job[name])
-        numbers = ", ".join(f"{name} {number:,.4g}" for name, number in found.items())
-        print(f"[{count}/{len(todo)}] {label}: {numbers}", flush=True)
+    if "against" in options.parts and not options.against:
+        parser.error("the part `against` needs --against COMMIT")
+    todo, fresh = jobs(options), set()
+    for turn in range(options.repeats):
+        for count, job in enumerate(todo, 1):
+            found = job["measure"](job)
+            numbers = ", ".join(f"{x} {y:,.4g}" for x, y in found.items() if x != "versions")
+            label = " ".join((job["part"], job["script"], job["variant"]))
+            print(f"turn {turn + 1}, {count}/{len(todo)}: {label}: {numbers}", flush=True)
+            if not options.quick:
+                write(job, turn, found, fresh)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,20 @@
-"""Small environments in which one mistake of an implementation decides the result."""
+"""Small environments in which one mistake of an implementation decides the result.
+
+Each class becomes probes:Name-v0; one with two discrete actions also becomes probes:BoxName-v0, for
+the scripts that need a Box.
+"""
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Sequence
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
 
 class Probe(gym.Env):
-    """One constant observation, two actions; subclasses say what they pay."""
+    """One constant observation, two actions, a reward of 1; `limit` is its time limit."""
 
     observation_space = Box(-1, 1, (1,), np.float32)
     action_space = Discrete(2)
+    limit = 20
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -28,20 +33,12 @@ class Probe(gym.Env):
         return 1.0, False
 
 
-class TimeLimit(Probe):
-    """Action 0 pays 1 and goes on, action 1 pays 5 and terminates. A time limit that is not
-    observed cuts every episode after 5 steps. With γ = 0.9, going on is worth 1/(1 − γ) = 10; whoever
-    takes the limit for an end sees at most 1 + 0.9 + ... + 0.9⁴ = 4.1 in it, and prefers the 5.
-    """
-
-    def outcome(self, action):
-        return (5.0, True) if action == 1 else (1.0, False)
-
-
 class Counter(Probe):
-    """Observes the number of steps since the environment was made, so that each is unique."""
+    """Observes 1001, 1002, ..., the second environment 2001, ...: no observation comes twice, and
+    the successor of k is k + 1. A reset counts on."""
 
     observation_space = Box(0, np.inf, (1,), np.float32)
+    limit = 10
     made = 0
 
     def __init__(self):
@@ -53,44 +50,23 @@ class Counter(Probe):
         return np.array([self.count], np.float32)
 
 
+class Reuse(Counter):
+    """As Counter, but its observation is always the same array, with other content."""
+
+    def __init__(self):
+        super().__init__()
+        self.array = np.zeros(1, np.float32)
+
+    def observation(self):
+        self.array[:] = super().observation()
+        return self.array
+
+
 class Parity(Counter):
-    """Pays 1 where the number that it observes is odd."""
+    """Pays 1 where the number that it observes is odd, and a whole number."""
 
     def outcome(self, action):
-        return float(self.count % 2), False
-
-
-class NanReward(Probe):
-    """Pays 1, but NaN in the 50th step of an episode."""
-
-    def outcome(self, action):
-        return (np.nan if self.t == 50 else 1.0), False
-
-
-class NanObservation(Probe):
-    """Observes NaN from the 50th step of an episode on."""
-
-    def observation(self):
-        return np.full(1, np.nan if self.t >= 50 else 1.0, np.float32)
-
-
-class NanReset(Probe):
-    """Observes NaN at the start of its third episode."""
-
-    starts = 0
-
-    def observation(self):
-        self.starts += self.t == 0
-        return np.full(1, np.nan if self.starts == 3 and self.t == 0 else 1.0, np.float32)
-
-
-class Huge(Probe):
-    """Observes, from the 50th step of an episode on, what float32 cannot hold."""
-
-    observation_space = Box(-np.inf, np.inf, (1,), np.float64)
-
-    def observation(self):
-        return np.full(1, 1e39 if self.t >= 50 else 1.0)
+        return int(self.count % 2), False
 
 
 class OneStep(Probe):
@@ -98,6 +74,15 @@ class OneStep(Probe):
 
     def outcome(self, action):
         return 7.0, True
+
+
+class Both(Probe):
+    """Terminates in its tenth step, where the time limit cuts it too."""
+
+    limit = 10
+
+    def outcome(self, action):
+        return 1.0, self.t == 10
 
 
 class Chance(Probe):
@@ -110,45 +95,19 @@ class Chance(Probe):
         return self.t + float(action), bool(self.np_random.random() < 0.2)
 
 
-class OldGenerator(Chance):
-    """Random numbers as dm_control's environments have them: from NumPy's older kind of generator,
-    whose seeds have 32 bits, and which keeps every second normal number for the next call."""
+class Fork(Probe):
+    """Two states, one-hot. In the first, action 1 pays 2 and ends; action 0 costs 1 and leads to the
+    second, where action 0 pays 3 and action 1 pays 0.5, and both end: the lengths are not equal."""
 
-    def __init__(self):
-        self.generator = np.random.RandomState(0)
-
-    @property
-    def np_random(self):
-        return self.generator
-
-    def reset(self, *, seed=None, options=None):
-        if seed is not None:
-            self.generator = np.random.RandomState(seed)
-        self.t = 0
-        return self.observation(), {}
+    observation_space = Box(0, 1, (2,), np.float32)
 
     def observation(self):
-        return np.tanh(self.np_random.randn(1)).astype(np.float32)
-
-
-class Narrow(Probe):
-    """Bounds of float64 that float32 has to round; an action beyond them is an error."""
-
-    action_space = Box(np.array([-0.1, 0.7]), np.array([0.1, 0.8]), dtype=np.float64)
+        return np.eye(2, dtype=np.float32)[self.t % 2]
 
     def outcome(self, action):
-        assert self.action_space.contains(action), action.astype(np.float64)
-        return 1.0, False
-
-
-class Slow(Probe):
-    """Takes a millisecond a step, so that a test can reach a run in its middle."""
-
-    def step(self, action):
-        import time
-
-        time.sleep(0.001)
-        return super().step(action)
+        if self.t == 1:
+            return (2.0, True) if action == 1 else (-1.0, False)
+        return (0.5 if action == 1 else 3.0), True
 
 
 class Lopsided(Probe):
@@ -161,6 +120,22 @@ class Lopsided(Probe):
         assert self.action_space.contains(action), action
         Lopsided.taken.append(action)
         return float(-abs(action).sum()), False
+
+
+class Narrow(Probe):
+    """Bounds of float64 that float32 has to round; an action beyond them is an error."""
+
+    action_space = Box(np.array([-0.1, 0.7]), np.array([0.1, 0.8]), dtype=np.float64)
+
+    def outcome(self, action):
+        assert self.action_space.contains(action), action.astype(np.float64)
+        return 1.0, False
+
+
+class Unbounded(Probe):
+    """A box without bounds."""
+
+    action_space = Box(-np.inf, np.inf, (1,))
 
 
 class Nested(Probe):
@@ -177,58 +152,24 @@ class Nested(Probe):
         return float(action == 4), False
 
 
-class Images(Probe):
-    observation_space = Box(0, 255, (4, 5, 3), np.uint8)
+class Many(Probe):
+    """Two discrete actions at once, of two and of three choices."""
 
-    def observation(self):
-        return np.zeros((4, 5, 3), np.uint8)
-
-
-class Lists(Probe):
-    observation_space = Sequence(Discrete(2))
-
-
-class ManyActions(Probe):
     action_space = MultiDiscrete([2, 3])
-
-
-class Unbounded(Probe):
-    action_space = Box(-np.inf, np.inf, (1,))
-
-
-class Wide(Probe):
-    """Bounds that float32 cannot hold."""
-
-    action_space = Box(-1e300, 1e300, (2,), np.float64)
 
     def outcome(self, action):
         assert self.action_space.contains(action), action
-        return 1.0, False
+        return float(action.sum()), False
 
 
-class WholeNumbers(Probe):
-    action_space = Box(0, 5, (1,), np.int64)
+class Binary(Probe):
+    """Three switches."""
 
-
-class Raises(Probe):
-    """An environment with a mistake that shows in its 100th step."""
+    action_space = MultiBinary(3)
 
     def outcome(self, action):
-        if self.t == 100:
-            raise ArithmeticError("the motor is hot")
-        return 1.0, False
-
-
-class Reuse(Counter):
-    """As Counter, but its observation is always the same array, with other content."""
-
-    def __init__(self):
-        super().__init__()
-        self.array = np.zeros(1, np.float32)
-
-    def observation(self):
-        self.array[:] = super().observation()
-        return self.array
+        assert self.action_space.contains(action), action
+        return float(action.sum()), False
 
 
 class Sign(gym.ActionWrapper):
@@ -241,23 +182,14 @@ class Sign(gym.ActionWrapper):
         return int(action[0] > 0)
 
 
-for name, limit in {
-    "TimeLimit": 5, "Counter": 10, "Parity": 10, "NanReward": 200, "NanObservation": 200, "NanReset": 20, "Huge": 200, "OldGenerator": 20, "Slow": 20, "OneStep": 5, "Lopsided": 20, "Chance": 20, "Narrow": 20,
-    "Nested": 20, "Images": 20, "Lists": 20, "Reuse": 10, "ManyActions": 20, "Unbounded": 20, "WholeNumbers": 20, "Wide": 20,
-    "Raises": 200,
-}.items():  # fmt: skip
-    gym.register(f"{name}-v0", entry_point=globals()[name], max_episode_steps=limit)
-    gym.register(
-        f"Box{name}-v0",
-        entry_point=lambda probe=globals()[name], **settings: Sign(probe(**settings)),
-        max_episode_steps=limit,
-    )
+def register(probe: type) -> None:
+    name, limit = probe.__name__, probe.limit
+    gym.register(f"{name}-v0", entry_point=probe, max_episode_steps=limit)
+    if probe.action_space == Discrete(2):
+        gym.register(
+            f"Box{name}-v0", entry_point=lambda **x: Sign(probe(**x)), max_episode_steps=limit
+        )
 
-gym.register("BoxBoth-v0", entry_point=lambda **x: Sign(OneStep(**x)), max_episode_steps=1)
-gym.register("Endless-v0", entry_point=lambda **settings: Sign(Probe(**settings)))
 
-gym.register(
-    "ShortCheetah-v0",  # MuJoCo, but few frames to render
-    entry_point="gymnasium.envs.mujoco.half_cheetah_v4:HalfCheetahEnv",
-    max_episode_steps=5,
-)
+for probe in [x for x in globals().values() if isinstance(x, type) and issubclass(x, Probe)]:
+    register(probe)

@@ -1,97 +1,66 @@
-"""The scripts learn: fast environments with a known best return, and probes that expose one mistake."""
+"""Each script learns small tasks, one for each kind of action, far better than chance.
+
+The thresholds leave room: on every CPU, 20 of 20 seeds pass. Returns of a random policy, and of a
+script that descends where it should ascend: CartPole 22 and 9, Move −22 and −90, MultiDiscrete 8
+and 0; the best are 500, about −3 and 20.
+"""
 
 import importlib
 import json
 
 import pytest
-import torch
-from conftest import OFF_POLICY, SCRIPTS, probe
+from conftest import EPISODIC, OFF_POLICY, ON_POLICY
 
+ROLLOUTS = dict(num_envs=8, num_steps=16)
+SETTINGS = {
+    "reinforce": dict(batch_size=300, learning_rate=1e-2, gamma=0.95),
+    "reinforce_baseline": dict(batch_size=300, learning_rate=1e-2, gamma=0.95, critic_epochs=4),
+    "a2c": dict(**ROLLOUTS, learning_rate=5e-3, gamma=0.95, max_grad_norm=0.5),
+    "a3c": dict(num_workers=2, num_steps=32, learning_rate=3e-3, gamma=0.95, max_grad_norm=0.5),
+    "trpo": dict(**ROLLOUTS, critic_learning_rate=3e-3, gamma=0.95, max_kl=0.05),
+    "ppo": dict(
+        **ROLLOUTS, learning_rate=3e-3, gamma=0.95, num_minibatches=4, update_epochs=4
+    ),
+    "ddpg": dict(learning_rate=3e-3, policy_lr=1e-3, exploration_noise=0.3),
+    "td3": dict(learning_rate=3e-3, policy_lr=1e-3, exploration_noise=0.3),
+    "sac": dict(q_lr=3e-3, policy_lr=3e-3),
+}  # fmt: skip
+for script in OFF_POLICY:
+    SETTINGS[script] |= dict(learning_starts=300, batch_size=64, tau=0.02, gamma=0.9)
+STEPS = {"CartPole-v1": 12_000, "odd_envs:MultiDiscrete-v0": 5_000, "odd_envs:Move-v0": 8_000}
 CARTPOLE = {
-    "reinforce": dict(total_timesteps=70_000, batch_size=500, learning_rate=5e-3),
-    "reinforce_baseline": dict(
-        total_timesteps=60_000, batch_size=500, learning_rate=1e-2, critic_epochs=4
-    ),
-    "a2c": dict(total_timesteps=60_000, num_envs=8, num_steps=16, learning_rate=3e-3),
-    "a3c": dict(total_timesteps=80_000, num_workers=2, num_steps=32, learning_rate=1e-3),
-    "trpo": dict(
-        total_timesteps=50_000, num_envs=8, num_steps=32, critic_epochs=4, critic_learning_rate=3e-3
-    ),
-    "ppo": dict(
-        total_timesteps=25_000, num_envs=8, num_steps=64, num_minibatches=4, update_epochs=10,
-        learning_rate=1e-3,
-    ),
-}  # fmt: skip
-PROBE = {
-    "a2c": dict(total_timesteps=8_000, num_envs=8, num_steps=16, learning_rate=3e-3),
-    "a3c": dict(total_timesteps=8_000, num_workers=2, num_steps=16, learning_rate=3e-3),
-    "trpo": dict(total_timesteps=8_000, num_envs=8, num_steps=16, critic_learning_rate=3e-3),
-    "ppo": dict(
-        total_timesteps=8_000, num_envs=8, num_steps=16, num_minibatches=2, update_epochs=8,
-        learning_rate=3e-3,
-    ),
-    "ddpg": dict(
-        total_timesteps=1_500, learning_starts=300, batch_size=64, learning_rate=1e-3, tau=0.02,
-        buffer_size=10_000, exploration_noise=0.3,
-    ),
-}  # fmt: skip
-PROBE["td3"] = PROBE["ddpg"] | dict(policy_frequency=1)
-PROBE["sac"] = dict(
-    total_timesteps=1_500, learning_starts=300, batch_size=64, q_lr=1e-3, policy_lr=1e-3, tau=0.02,
-    buffer_size=10_000, alpha=0.01, autotune=False,
-)  # fmt: skip
-PENDULUM = {
-    "ddpg": dict(
-        total_timesteps=9_000, learning_starts=500, batch_size=64, learning_rate=1e-3
-    ),
-    "td3": dict(
-        total_timesteps=8_000, learning_starts=500, batch_size=128, learning_rate=1e-3
-    ),
-    "sac": dict(
-        total_timesteps=6_000, learning_starts=1_000, batch_size=128, policy_lr=1e-3, q_lr=1e-3,
-        tau=0.01,
-    ),
-}  # fmt: skip
+    "a2c": dict(total_timesteps=24_000, gamma=0.98),
+    "a3c": dict(total_timesteps=16_000, gamma=0.98),
+    "trpo": dict(total_timesteps=20_000, num_steps=64, gamma=0.98),
+    "ppo": dict(total_timesteps=12_000, num_steps=32, gamma=0.98),
+}
+THRESHOLDS = {"CartPole-v1": 100, "odd_envs:MultiDiscrete-v0": 14, "odd_envs:Move-v0": -9}
+CASES = [(script, env_id) for script in ON_POLICY for env_id in THRESHOLDS]
+CASES += [(script, "odd_envs:Move-v0") for script in OFF_POLICY]
 
 
-def summary(folder):
-    return json.loads((folder / "summary.json").read_text())
+def final_return(script: str, env_id: str, seed: int = 1, **settings) -> float:
+    """The mean return of 20 episodes after training; in CartPole of the last 100 in training,
 
-
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script in CARTPOLE])
-def test_cartpole(script):
-    """CartPole-v1 is balanced for at least 475 of its 500 steps, its creators' threshold."""
+    as there the most probable actions of an untrained network can reach 200 by chance.
+    """
     module = importlib.import_module(script)
-    args = module.Args(env_id="CartPole-v1", eval_episodes=20, **CARTPOLE[script])
-    result = summary(module.train(args))
-    assert result["evaluation_return"] >= 475, result
+    steps = 1_200 if script in OFF_POLICY else STEPS.get(env_id)
+    of_env = CARTPOLE.get(script, {}) if env_id == "CartPole-v1" else {}
+    settings = dict(total_timesteps=steps) | SETTINGS[script] | of_env | settings
+    args = module.Args(env_id=env_id, seed=seed, eval_episodes=20, **settings)
+    summary = json.loads((module.train(args) / "summary.json").read_text())
+    return summary["training_return" if env_id == "CartPole-v1" else "evaluation_return"]
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script in PROBE])
-def test_time_limit_is_not_an_end(script):
-    """Going on is worth 10, ending 5; who takes the time limit for an end prefers to end."""
-    module = importlib.import_module(script)
-    env_id = probe(script, "TimeLimit")
-    folder = module.train(module.Args(env_id=env_id, gamma=0.9, **PROBE[script]))
-    env = module.make_env(env_id)
-    actor = module.Actor(env.observation_space, env.action_space)
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
-    actor.load_state_dict(state["actor"])
-    action = actor.mode(torch.ones(1, 1)).item()
-    if script not in OFF_POLICY:
-        assert action == 0 and actor(torch.ones(1, 1)).probs[0, 0] > 0.9
-        return
-    assert action < 0
-    critic = module.Critic(env.observation_space, env.action_space)
-    critic.load_state_dict(state.get("critic", state.get("critic1")))
-    going_on, ending = critic(torch.ones(2, 1), torch.tensor([[-0.9], [0.9]])).tolist()
-    assert going_on == pytest.approx(10, abs=1) and ending == pytest.approx(5, abs=1)
+@pytest.mark.parametrize("script, env_id", CASES)
+def test_learns(script, env_id):
+    assert final_return(script, env_id) >= THRESHOLDS[env_id]
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script in PENDULUM])
-def test_pendulum(script):
-    """Pendulum-v1 is swung up and held: better than −250 over 20 episodes."""
-    module = importlib.import_module(script)
-    args = module.Args(env_id="Pendulum-v1", eval_episodes=20, **PENDULUM[script])
-    result = summary(module.train(args))
-    assert result["evaluation_return"] >= -250, result
+@pytest.mark.parametrize("script", EPISODIC)
+def test_short_episodes_weigh_no_more_than_long_ones(script):
+    """A short episode pays 1, a long one 2; a mean over each episode's own steps prefers 1."""
+    settings = dict(total_timesteps=6_000, batch_size=1, gamma=1.0, learning_rate=3e-3)
+    settings |= dict(norm_returns=False) if script == "reinforce" else dict(norm_adv=False)
+    assert final_return(script, "odd_envs:ShortLong-v0", **settings) == pytest.approx(2)

@@ -1,0 +1,938 @@
+"""The loops of the scripts: counts, order, what is scored, and the traps of an implementation."""
+
+import copy
+import importlib
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    EPISODIC, OFF_POLICY, ON_POLICY, ROOT, TINY, environment, flags, only_folder, probe, state_of,
+    table,
+)  # fmt: skip
+from torch import multiprocessing, nn, tensor
+from torch.nn.utils import parameters_to_vector
+
+import a2c
+import a3c
+import ddpg
+import ppo
+import probes
+import sac
+import td3
+import trpo
+
+MODULES = {name: importlib.import_module(name) for name in ON_POLICY + OFF_POLICY}
+WITH_ROLLOUTS = ["a2c", "a3c", "trpo", "ppo"]
+
+
+def each(*names):
+    return pytest.mark.parametrize("script", [MODULES[name] for name in names], ids=names)
+
+
+def run(script, env_id, **settings):
+    """Trains with tiny settings; returns the run's folder."""
+    settings = TINY[script.__name__] | dict(eval_episodes=0) | settings
+    return script.train(script.Args(env_id=env_id, **settings))
+
+
+def record(monkeypatch, script, name, before=None):
+    """A list that gets, for each call of a function of the script, what `before` makes of its
+    arguments (by default the arguments themselves), and its result."""
+    calls, function = [], getattr(script, name)
+
+    def recorder(*args, **more):
+        seen = before(*args, **more) if before else args
+        result = function(*args, **more)
+        calls.append((seen, result))
+        return result
+
+    monkeypatch.setattr(script, name, recorder)
+    return calls
+
+
+def envs_of(script, name, count):
+    return [script.make_env(probe(script.__name__, name)) for _ in range(count)]
+
+
+def actor_of(script, env):
+    return script.Actor(env.observation_space, env.action_space)
+
+
+def moved(before, after):
+    """Whether any parameter of a network differs from its copy's."""
+    a, b = (parameters_to_vector(network.parameters()) for network in (before, after))
+    return not torch.equal(a, b)
+
+
+# ── Rollouts and episodes ─────────────────────────────────────────────────────────────────────────
+
+
+def roll(script, name, T, N):
+    """One rollout of the script: last obs, statistics, and a dict of the (T, N, ...) tensors."""
+    envs = envs_of(script, name, N)
+    obs = np.stack([env.reset(seed=n)[0] for n, env in enumerate(envs)])
+    last, episodes, *samples = script.rollout(envs, obs, actor_of(script, envs[0]), T)
+    names = "obs", "actions", "rewards", "next_obs", "terminations", "truncations"
+    return last, episodes, dict(zip(names, samples, strict=True))
+
+
+@each(*WITH_ROLLOUTS)
+@pytest.mark.parametrize("name", ["Counter", "Reuse"])
+def test_successors_at_the_ends_of_episodes(script, name):
+    """Traps 1 to 3: the successor of k is k + 1, at a time limit too, though the environment has
+    been reset; the next row starts from the reset observation, and none is trained on twice.
+    An environment may write into the array of its last observation."""
+    last, episodes, x = roll(script, name, T=25, N=2)
+    assert x["obs"].shape == x["next_obs"].shape == (25, 2, 1)
+    assert torch.equal(x["next_obs"], x["obs"] + 1)
+    ends = torch.arange(1, 26) % 10 == 0  # the time limit
+    gaps = (x["obs"][1:] - x["next_obs"][:-1])[..., 0]
+    assert torch.equal(gaps, ends[:-1, None].expand(24, 2).float())
+    assert torch.equal(tensor(last), x["next_obs"][-1])
+    assert not x["terminations"].any()
+    assert torch.equal(x["truncations"], ends[:, None].expand(25, 2))
+    assert [(e["r"], e["l"]) for e in episodes] == [(10.0, 10)] * 4  # the cut ones are not counted
+    assert x["rewards"].dtype == torch.float32 and x["rewards"].shape == (25, 2)
+
+
+@each(*WITH_ROLLOUTS)
+def test_ends_of_episodes(script):
+    """Terminated is not truncated; both at once is terminated. Whole-number rewards are floats."""
+    _, _, x = roll(script, "Both", T=20, N=1)
+    assert x["terminations"][:, 0].nonzero().flatten().tolist() == [9, 19]
+    assert x["truncations"].dtype == torch.bool
+    _, episodes, x = roll(script, "Parity", T=10, N=1)
+    assert x["rewards"].dtype == torch.float32
+    assert torch.equal(x["rewards"], (x["obs"] % 2)[..., 0])
+    assert episodes[0]["r"] == 5
+
+
+@each(*WITH_ROLLOUTS)
+@pytest.mark.parametrize("name", ["Lopsided", "Nested", "Many", "Binary", "Narrow", "Unbounded"])
+def test_actions_that_the_environment_gets(script, name):
+    """The probes check that each action is one of their space; the stored action of a Box is the
+    Gaussian's own sample (trap 11), clipped for the environment only."""
+    probes.Lopsided.taken.clear()
+    _, _, x = roll(script, name, T=40, N=2)
+    if name == "Lopsided":
+        raw = x["actions"].reshape(80, 2).numpy()
+        assert x["actions"].shape == (40, 2, 1, 2) and np.abs(raw).max() > 1
+        played = np.array(probes.Lopsided.taken)[:, 0]
+        expected = (np.array([1, 2.25]) + raw * [2, 0.25]).clip([-1, 2], [3, 2.5])
+        np.testing.assert_allclose(played, expected, atol=1e-5)
+
+
+@each(*EPISODIC)
+def test_an_episode(script):
+    """Its rows are the steps from the reset to the end, each with the reward of its own action."""
+    env = envs_of(script, "Parity", 1)[0]
+    observations, actions, rewards, statistics = script.play_episode(env, actor_of(script, env))
+    assert torch.equal(observations[1:], observations[:-1] + 1) and len(observations) == 10
+    assert torch.equal(rewards, observations[:, 0] % 2) and rewards.dtype == torch.float32
+    assert actions.shape == (10,) and (statistics["r"], statistics["l"]) == (5, 10)
+
+
+@each(*EPISODIC)
+def test_only_finished_episodes_are_scored(script, monkeypatch):
+    """Trap 9: episodes of 10 steps, updates after 20 or more. 37 steps make two updates, of two
+    whole episodes each; every step is scored once, with the return of its own episode, and the
+    weights are constants."""
+    if hasattr(script, "Critic"):
+        monkeypatch.setattr(script.Critic, "forward", lambda self, obs: obs[..., 0] * 0)
+        monkeypatch.setattr(script, "value_loss", lambda *_: torch.zeros((), requires_grad=True))
+    calls = record(monkeypatch, script, "policy_gradient_loss")
+    off = "norm_adv" if hasattr(script, "Critic") else "norm_returns"
+    settings = dict(total_timesteps=37, batch_size=11, gamma=0.5)
+    folder = run(script, probe(script.__name__, "Counter"), **settings, **{off: False})
+    of_one_episode = [2 - 0.5 ** (9 - t) for t in range(10)]  # Σ_{k=0..9−t} ½^k
+    for (log_probs, weights), _ in calls:
+        assert weights.tolist() == pytest.approx(2 * of_one_episode)
+        assert log_probs.requires_grad and not weights.requires_grad
+    assert [row["step"] for row in table(folder / "updates.csv")] == [20, 40]
+    episodes = table(folder / "episodes.csv")
+    assert [(row["step"], row["episode_return"]) for row in episodes] == [
+        (10, 10), (20, 10), (30, 10), (40, 10)
+    ]  # fmt: skip
+
+
+@each(*EPISODIC)
+def test_standardised_weights(script, monkeypatch):
+    """Trap 13: mean 0 and standard deviation 1 over the batch; a single number is left alone."""
+    calls = record(monkeypatch, script, "policy_gradient_loss")
+    run(script, "CartPole-v1", total_timesteps=300, batch_size=50)
+    for (_, weights), _ in calls:
+        assert weights.mean().item() == pytest.approx(0, abs=1e-5)
+        assert weights.std().item() == pytest.approx(1, abs=1e-4)
+    calls.clear()
+    run(script, probe(script.__name__, "OneStep"), total_timesteps=3, batch_size=1)
+    assert len(calls) == 3 and all(weights.isfinite().all() for (_, weights), _ in calls)
+
+
+def test_baseline_is_evaluated_before_it_is_fitted(monkeypatch):
+    """[CS-9a] the weight is G − V(s), by the critic that the update before has left."""
+    script, settings = MODULES["reinforce_baseline"], dict(batch_size=1, norm_adv=False, gamma=0.9)
+    first = run(script, "CartPole-v1", total_timesteps=1, **settings)  # one episode, one update
+    played = record(monkeypatch, script, "play_episode")
+    calls = record(monkeypatch, script, "policy_gradient_loss")
+    length = int(table(first / "episodes.csv")[0]["length"])
+    run(script, "CartPole-v1", total_timesteps=length + 1, **settings)  # the same, and another
+    observations, _, rewards, _ = played[1][1]
+    critic = script.Critic(gym.make("CartPole-v1").observation_space)
+    critic.load_state_dict(state_of(first)["critic"])
+    returns = sum(0.9**k * torch.ones(len(rewards)).cumsum(0).flip(0).gt(k) for k in range(500))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            calls[1][0][1], returns - critic(observations), rtol=1e-3, atol=1e-4
+        )
+
+
+# ── Updates of the on-policy scripts ──────────────────────────────────────────────────────────────
+
+
+def scored(monkeypatch, script, env_id, **settings):
+    """Trains; returns the log-probabilities of the drawn actions in the order of the rollouts, when
+    they were drawn, and the first that each update computes, sorted alike by their sample."""
+    drawn, updates = [], []
+    collect = "play_episode" if script.__name__ in EPISODIC else "rollout"
+
+    def remember(*args):
+        drawn.append((copy.deepcopy(args[1 if collect == "play_episode" else 2]), None))
+
+    rollouts = record(monkeypatch, script, collect, remember)
+    name = {"trpo": "surrogate", "ppo": "clipped_surrogate"}.get(script.__name__)
+    calls = record(monkeypatch, script, name or "policy_gradient_loss")
+    run(script, env_id, **settings)
+    for (actor, _), (_, result) in zip(drawn, rollouts):
+        observations, actions = result[:2] if collect == "play_episode" else result[2:4]
+        with torch.no_grad():
+            updates.append(actor(observations).log_prob(actions).flatten())
+    return updates, [call[0][:-1] for call in calls]
+
+
+@each("reinforce", "reinforce_baseline", "a2c", "trpo")
+def test_what_is_scored_is_what_was_drawn(script, monkeypatch):
+    """Traps 11 and 18: the loss has log π of the sample, not of what the bounds left of it, under
+    the policy, statistics included, that drew it."""
+    rate = {} if script is trpo else dict(learning_rate=0.01)
+    drawn, calls = scored(monkeypatch, script, "probes:Lopsided-v0", **rate)
+    found = torch.cat(list(dict.fromkeys(args[-1] for args in calls))).detach()
+    assert len(drawn) > 2 and len(found) >= 512
+    torch.testing.assert_close(found, torch.cat(drawn)[: len(found)], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("env_id", ["probes:Lopsided-v0", "CartPole-v1"])
+def test_ratio_starts_at_one(monkeypatch, env_id):
+    """[AC-08b] at θ_old in each update; statistics that moved before it would show here. All the
+    minibatches of an update are compared with the same log π_old, that of the drawing policy."""
+    settings = dict(total_timesteps=192, num_minibatches=4, update_epochs=3)
+    drawn, calls = scored(monkeypatch, ppo, env_id, **settings)
+    assert len(drawn) == 3 and len(calls) == 3 * 12
+    for update, log_probs in enumerate(drawn):
+        rows = calls[12 * update : 12 * update + 12]
+        assert (rows[0][0] - rows[0][1]).abs().max() < 1e-4
+        assert (rows[-1][0] - rows[-1][1]).abs().max() > 1e-3  # later it moves
+        for epoch in range(3):
+            old = torch.cat([old for _, old, *_ in rows[4 * epoch : 4 * epoch + 4]])
+            torch.testing.assert_close(old.sort()[0], log_probs.sort()[0], rtol=1e-4, atol=1e-4)
+
+
+@each("reinforce", "reinforce_baseline", "a2c", "ppo", "trpo")
+def test_only_the_parameters_are_differentiated(script, monkeypatch):
+    """[CS-10d], trap 22: what the losses get from a run are constants, but for the networks."""
+    names = {"a2c": "actor_critic_loss", "ppo": "ppo_objective", "trpo": "surrogate"}
+    names = [names.get(script.__name__, "policy_gradient_loss")]
+    names += ["value_loss"] if hasattr(script, "value_loss") else []
+    for name in names:
+        calls = record(monkeypatch, script, name)
+        run(script, "Pendulum-v1", total_timesteps=64)
+        first = 0 if script.__name__ in ("a2c", "ppo") else 1
+        given = [x for args, _ in calls for x in args[first:] if isinstance(x, torch.Tensor)]
+        assert given and not any(x.requires_grad for x in given)
+
+
+@each("a2c", "trpo", "ppo")
+def test_counts(script):
+    """T·N samples an update; the statistics have seen each observation once; the last rollout may
+    go beyond the total; the optimizer makes one step a minibatch (trap 6)."""
+    settings = dict(num_envs=3, num_steps=7, total_timesteps=50)
+    settings |= {"trpo": dict(critic_epochs=2, critic_batch_size=10)}.get(script.__name__, {})
+    folder = run(script, "CartPole-v1", **settings)
+    assert [row["step"] for row in table(folder / "updates.csv")] == [21, 42, 63]
+    state = state_of(folder)
+    assert state["actor"]["obs_norm.count"] == state["critic"]["obs_norm.count"] == 63
+    assert state["critic"]["return_norm.count"] == 63
+    if script is ppo:
+        assert state["adam"]["steps"] == 3 * 2 * 4  # epochs, minibatches
+    else:
+        name = "optimizer" if script is a2c else "critic_optimizer"
+        steps = {float(x["step"]) for x in state[name]["state"].values()}
+        assert steps == {3.0 if script is a2c else 3 * 2 * 3}  # 21 samples are 3 minibatches
+
+
+def test_every_sample_is_used_in_every_epoch(monkeypatch):
+    """[AC-09d] 3 epochs of 7 minibatches over 2 · 32 samples, which 7 does not divide. Each epoch
+    is shuffled anew, and the rollout is discarded."""
+    calls = record(monkeypatch, ppo, "ppo_objective", lambda actor, critic, obs, *_: obs)
+    settings = dict(total_timesteps=128, num_minibatches=7, update_epochs=3)
+    run(ppo, "probes:Counter-v0", **settings)
+    epochs = [torch.cat([x for x, _ in calls[i : i + 7]]).flatten() for i in range(0, 42, 7)]
+    for epoch in epochs:
+        assert len(epoch) == 64 and len(epoch.unique()) == 64
+    first, again, _, other = (epochs[i] for i in (0, 1, 2, 3))
+    assert not torch.equal(first, again) and torch.equal(first.sort()[0], again.sort()[0])
+    assert not set(first.tolist()) & set(other.tolist())
+
+
+def test_advantages_of_each_epoch(monkeypatch):
+    """[AC-09d] Parity pays k mod 2 where it observes k. With λ = 0, Â = r + γ V(k + 1) − V(k)
+    by the critic at the epoch's start; in all epochs the target is r + γ V_old(k + 1)."""
+
+    def look(actor, critic, obs, actions, old_log_probs, advantages, targets, args):
+        return copy.deepcopy(critic), obs[:, 0], advantages, targets
+
+    calls = record(monkeypatch, ppo, "ppo_objective", look)
+    settings = dict(total_timesteps=64, update_epochs=3, gamma=0.9, gae_lambda=0.0)
+    run(ppo, "probes:Parity-v0", learning_rate=0.01, **settings)
+    epochs = [[x for x, _ in calls[i : i + 4]] for i in (0, 4, 8)]
+    targets = []
+    for epoch in epochs:
+        critic = epoch[0][0]
+        k, advantages, target = (torch.cat(x) for x in list(zip(*epoch))[1:])
+        with torch.no_grad():
+            V, next_V = critic(k[:, None]), critic(k[:, None] + 1)
+        expected = k % 2 + 0.9 * next_V - V
+        torch.testing.assert_close(advantages, expected, rtol=1e-3, atol=1e-3)
+        targets.append(dict(zip(k.tolist(), target.tolist())))
+        assert len(targets[-1]) == 64
+    assert targets[0] == targets[1] == targets[2]
+    first, last = (epoch[0][0](k[:, None]) for epoch in (epochs[0], epochs[2]))
+    assert (first - last).abs().max() > 0.01  # the critic does move in between
+
+
+def test_target_kl_prevents_the_next_epoch():
+    """Trap 15: after one epoch of four steps the policy has moved, and no second one follows."""
+    for target_kl, steps in ((1e-9, 4), (None, 20), (1e9, 20)):
+        settings = dict(target_kl=target_kl, update_epochs=5, total_timesteps=64)
+        assert state_of(run(ppo, "CartPole-v1", **settings))["adam"]["steps"] == steps
+
+
+@each("a2c", "ppo")
+@pytest.mark.parametrize("anneal_lr", [True, False])
+def test_annealed_learning_rate(script, anneal_lr, monkeypatch):
+    """Trap 17: four updates of 64 steps with 1, ¾, ½, ¼ of the rate; the last one is not 0. RMSprop
+    and Adam move a parameter by at most about the rate, and in each update some by half of it."""
+    moves, before = [], []
+
+    def look(envs, obs, actor, T):
+        before.append(parameters_to_vector(actor.parameters()).detach().clone())
+
+    record(monkeypatch, script, "rollout", look)
+    sizes = dict(num_minibatches=1, update_epochs=1) if script is ppo else {}
+    settings = dict(total_timesteps=256, learning_rate=0.008, anneal_lr=anneal_lr)
+    folder = run(script, "CartPole-v1", **settings, **sizes)
+    parameters = actor_of(script, gym.make("CartPole-v1"))
+    parameters.load_state_dict(state_of(folder)["actor"])
+    before.append(parameters_to_vector(parameters.parameters()).detach())
+    moves = [(b - a).abs().max().item() for a, b in zip(before, before[1:])]
+    rates = [0.008, 0.006, 0.004, 0.002] if anneal_lr else [0.008] * 4
+    assert len(moves) == 4 and moves[0] == pytest.approx(0.008, rel=0.01)  # g / √g²
+    largest = 10 if script is a2c else 2
+    assert all(0.5 < move / rate < largest for move, rate in zip(moves, rates))
+    if script is a2c:
+        assert state_of(folder)["optimizer"]["param_groups"][0]["lr"] == pytest.approx(rates[-1])
+
+
+@each("a2c", "trpo", "ppo")
+def test_staggered_resets(script, monkeypatch):
+    """In each of the first N rollouts another environment is reset once, so that the episodes do
+    not end together; its episode is cut, and counts for nothing."""
+    calls = record(monkeypatch, script, "rollout", lambda envs, obs, *_: obs.copy())
+    settings = dict(num_envs=3, num_steps=4, total_timesteps=60)
+    folder = run(script, "probes:Counter-v0", **settings)
+    starts, lasts = [obs for obs, _ in calls], [result[5][-1].numpy() for _, result in calls]
+    resets = [(b - a)[:, 0].nonzero()[0].tolist() for a, b in zip(lasts, starts[1:])]
+    assert all(len(reset) == 1 for reset in resets[:3])
+    assert sorted(n for reset in resets[:3] for n in reset) == [0, 1, 2] and resets[3] == []
+    ends = torch.cat([result[-1] for _, result in calls])  # (20, 3) truncations
+    assert ends.nonzero().tolist() == [[9, 0], [13, 2], [17, 1]]
+    rows = table(folder / "episodes.csv")
+    assert [(row["length"], row["episode_return"]) for row in rows] == [(10, 10)] * 3
+
+
+@each("a2c", "trpo", "ppo")
+def test_environments_have_their_own_seeds(script, monkeypatch):
+    """Trap 7: seed, seed + 1, ...: no two environments start alike, nor two runs."""
+    calls = record(monkeypatch, script, "rollout", lambda envs, obs, *_: obs.copy())
+    for seed in (1, 2):
+        run(script, "Pendulum-v1", total_timesteps=64, num_envs=4, num_steps=16, seed=seed)
+    starts = np.concatenate([calls[0][0], calls[1][0]])
+    assert len(np.unique(starts.round(5), axis=0)) == 8
+
+
+def test_trust_region_of_a_real_run(monkeypatch):
+    """[AC-08a] after each update KL ≤ δ, and the surrogate is higher than at θ_old, where it is the
+    mean of the standardised advantages, 0; both computed anew from the actors before and after."""
+    rollouts = record(
+        monkeypatch, trpo, "rollout", lambda envs, obs, actor, T: copy.deepcopy(actor)
+    )
+    calls = record(monkeypatch, trpo, "surrogate")
+    for env_id in ("CartPole-v1", "Pendulum-v1"):
+        rollouts.clear(), calls.clear()
+        settings = dict(total_timesteps=1024, num_envs=4, num_steps=64, max_kl=0.01)
+        rows = table(run(trpo, env_id, **settings) / "updates.csv")
+        assert len(rows) == 4
+        advantages = list(dict.fromkeys(args[2] for args, _ in calls))
+        for i in range(3):
+            (old, (_, _, obs, actions, *_)), (new, _) = rollouts[i : i + 2]
+            new = copy.deepcopy(new)
+            new.obs_norm = old.obs_norm  # it has moved since
+            with torch.no_grad():
+                p, q = (actor(obs.flatten(0, 1)) for actor in (old, new))
+                kl = torch.distributions.kl_divergence(p, q).mean().item()
+                log_ratio = q.log_prob(actions.flatten(0, 1)) - p.log_prob(actions.flatten(0, 1))
+                gain = (log_ratio.exp() * advantages[i]).mean().item()
+            assert -1e-6 < kl <= 0.01 * (1 + 1e-3)
+            assert rows[i]["kl"] == pytest.approx(kl, abs=1e-5)
+            assert rows[i]["surrogate"] == pytest.approx(gain, abs=1e-4)
+        assert sum(row["step_fraction"] > 0 and row["kl"] > 0.001 for row in rows) >= 3
+        assert all(row["surrogate"] > 0 for row in rows if row["step_fraction"] > 0)
+
+
+def test_adversarial_step_changes_nothing(monkeypatch):
+    """[X-LS] a direction that makes it worse leaves every parameter of the policy as it was."""
+    full_step = trpo.full_step
+    monkeypatch.setattr(trpo, "full_step", lambda *args: -full_step(*args))
+    folder = run(trpo, "Pendulum-v1", total_timesteps=128)
+    assert all(row["step_fraction"] == 0 for row in table(folder / "updates.csv"))
+    torch.manual_seed(1)
+    initial, state = actor_of(trpo, trpo.make_env("Pendulum-v1")), state_of(folder)["actor"]
+    assert all(torch.equal(x, state[name]) for name, x in initial.named_parameters())
+
+
+@each("a2c", "ppo")
+def test_gradient_is_clipped(script):
+    """The norm that is logged is the gradient's own; Adam gets it clipped, θ and w jointly."""
+    one = dict(total_timesteps=64, num_minibatches=1, update_epochs=1) if script is ppo else {}
+    settings = dict(total_timesteps=64) | one
+    for limit in (1e-3, 1e3):
+        folder = run(script, "Pendulum-v1", max_grad_norm=limit, **settings)
+        norm, state = table(folder / "updates.csv")[0]["grad_norm"], state_of(folder)
+        if script is ppo:  # the first average is a tenth of the gradient; in a2c all of it
+            given = 10 * state["adam"]["mean"].norm().item()
+        else:
+            averages = [x["exp_avg"].flatten() for x in state["optimizer"]["state"].values()]
+            given = torch.cat(averages).norm().item()
+        assert given == pytest.approx(min(norm, limit), rel=1e-3) and norm > 1e-3
+
+
+# ── A3C: pull and push ────────────────────────────────────────────────────────────────────────────
+
+RMSPROP = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
+
+
+class Queue(list):
+    put = list.append
+
+
+def shared_networks(args):
+    """The shared actor, critic and optimizer, as train initialises them."""
+    torch.manual_seed(args.seed)
+    env = a3c.make_env(args.env_id)
+    actor, critic = actor_of(a3c, env), a3c.Critic(env.observation_space)
+    parameters = [*actor.parameters(), *critic.parameters()]
+    return actor, critic, torch.optim.Adam(parameters, args.learning_rate, **RMSPROP)
+
+
+def one_worker(args, shared):
+    """What a worker does, in this process, where a test can look; returns its reports."""
+    queue = Queue()
+    a3c.work(0, args, *shared, torch.tensor(0), threading.Lock(), queue)
+    return queue
+
+
+def canned_rollout(calls, rank=0, N=1):
+    """A rollout that ignores its policy: samples of environments rank · N, rank · N + 1, ... of 4."""
+
+    def rollout(envs, obs, actor, T):
+        rng = np.random.default_rng(len(calls))
+        calls.append(actor)
+        rows = slice(rank * N, rank * N + N)
+        samples = [rng.normal(size=(T, 4, k)).astype(np.float32)[:, rows] for k in (3, 1, 1, 3)]
+        samples[2] = 5 * samples[2][..., 0] + 3
+        ends = [rng.random((T, 4))[:, rows] < 0.1 for _ in range(2)]
+        return obs, [], *map(torch.as_tensor, samples + ends)
+
+    return rollout
+
+
+def test_one_worker_is_a2c_with_one_environment(monkeypatch):
+    """[AC-07c] with nobody beside it, a pulled θ' is never out of date: the same samples make the
+    same updates. The rates are 1, ¾, ½, ¼ of the first one."""
+    settings = dict(env_id="Pendulum-v1", total_timesteps=64, num_steps=16, learning_rate=0.01)
+    for script in (a2c, a3c):
+        monkeypatch.setattr(script, "rollout", canned_rollout([]))
+    folder = a2c.train(a2c.Args(num_envs=1, eval_episodes=0, **settings))
+    args = a3c.Args(num_workers=1, **settings)
+    actor, critic, optimizer = shared = shared_networks(args)
+    queue = one_worker(args, shared)
+    expected, rows = state_of(folder), table(folder / "updates.csv")
+    assert [step for step, *_ in queue] == [16, 32, 48, 64]
+    for name, network in (("actor", actor), ("critic", critic)):
+        for key, value in network.state_dict().items():
+            torch.testing.assert_close(value, expected[name][key], rtol=1e-3, atol=1e-4)
+    for row, (_, _, metrics) in zip(rows, queue):
+        assert metrics == pytest.approx({name: row[name] for name in metrics}, rel=1e-2, abs=1e-3)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
+
+
+def test_push_moves_what_others_have_moved(monkeypatch):
+    """[AC-07c] while the worker acts, another one adds 0.5 to the shared parameters: the push adds
+    the step along the gradient at θ', which was pulled before, to what they are now. The first step
+    of RMSprop is lr · g / (|g| + ε)."""
+    args = a3c.Args(env_id="Pendulum-v1", total_timesteps=16, num_steps=16, max_grad_norm=1e9)
+    actor, critic, _ = shared = shared_networks(args)
+    parameters = [*actor.parameters(), *critic.parameters()]
+    before, rollout, gradients = parameters_to_vector(parameters).detach(), canned_rollout([]), []
+    actor.obs_norm.update(torch.randn(50, 3) + 7)  # what others have seen is pulled too
+
+    @torch.no_grad()
+    def meddle(*given):
+        for x in parameters:
+            x += 0.5
+        return rollout(*given)
+
+    def look(actor, critic, *samples):
+        own = [*actor.parameters(), *critic.parameters()]  # θ', w'
+        assert torch.equal(parameters_to_vector(own), before) and actor.obs_norm.count == 50
+        gradient = torch.autograd.grad(loss(actor, critic, *samples)[0], own)
+        gradients.append(parameters_to_vector(gradient))
+
+    loss = a3c.actor_critic_loss
+    monkeypatch.setattr(a3c, "rollout", meddle)
+    record(monkeypatch, a3c, "actor_critic_loss", look)
+    one_worker(args, shared)
+    step = args.learning_rate * gradients[0] / (gradients[0].abs() + 1e-5)
+    expected = before + 0.5 - step
+    torch.testing.assert_close(parameters_to_vector(parameters), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_workers_share_everything():
+    """Two processes: each push is counted once and has its row, in order; the shared statistics and
+    the optimizer's averages have seen all of them; the last rollouts may go beyond the total."""
+    folder = run(a3c, "probes:Counter-v0", total_timesteps=500, num_workers=2)
+    steps, state = [row["step"] for row in table(folder / "updates.csv")], state_of(folder)
+    total = steps[-1]
+    assert steps == list(range(32, int(total) + 1, 32)) and 500 <= total < 500 + 2 * 32
+    assert state["critic"]["obs_norm.count"] == state["actor"]["obs_norm.count"] == total
+    assert {float(x["step"]) for x in state["optimizer"]["state"].values()} == {total / 32}
+    assert all(x["exp_avg_sq"].any() for x in state["optimizer"]["state"].values())
+    rows = table(folder / "episodes.csv")
+    assert {(row["length"], row["episode_return"]) for row in rows} == {(10, 10)}
+    # Each worker's last episode is cut; nothing else is lost.
+    assert total - 2 * 10 < sum(row["length"] for row in rows) <= total
+
+
+# ── A2C: several processes ────────────────────────────────────────────────────────────────────────
+
+SEVERAL = dict(env_id="Pendulum-v1", num_envs=4, num_steps=16, total_timesteps=192, eval_episodes=0)
+
+
+def train_rank(rank, ports, folder):
+    """One of two processes, as torchrun starts them; it leaves what it ends with in the folder."""
+    os.chdir(folder)
+    os.environ |= dict(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost")
+    rollout, ended = a2c.rollout, []
+    for port, samples in zip(ports, ("own", "canned")):
+        os.environ["MASTER_PORT"], calls = port, []
+        canned = canned_rollout([], rank, N=2)
+
+        def remember(envs, obs, actor, T):
+            calls.append(
+                (obs.copy(), actor, result := (rollout if own else canned)(envs, obs, actor, T))
+            )
+            return result
+
+        own = samples == "own"
+        a2c.rollout = remember
+        a2c.train(a2c.Args(**SEVERAL))
+        obs, actor, result = calls[0]
+        ended.append((actor.state_dict(), obs, result[3]))
+    torch.save(ended, f"rank{rank}.pt")
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return str(free.getsockname()[1])
+
+
+def test_two_processes_are_one(tmp_path, monkeypatch):
+    """[AC-07b], trap 7: two processes end with the parameters and statistics of each other, and,
+    given the same samples, with those of one process that has all environments. The environments of
+    a rank start at the seeds seed + rank · N + n, and its actions have their own noise."""
+    ports = free_port(), free_port()
+    multiprocessing.spawn(train_rank, (ports, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank{r}.pt", weights_only=False) for r in (0, 1))
+    for (one, *_), (other, *_) in zip(first, second):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+    assert len(list(tmp_path.glob("runs/*"))) == 2  # rank 0 alone writes
+    monkeypatch.setattr(a2c, "rollout", canned_rollout([], N=4))
+    expected = state_of(a2c.train(a2c.Args(**SEVERAL)))["actor"]
+    for name in expected.keys() - {"obs_norm.count"}:  # each process counts its own samples
+        value = first[1][0][name]
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
+    assert (first[0][0]["net.0.weight"] - expected["net.0.weight"]).abs().max() > 1e-3
+    (_, obs, actions), (_, other_obs, other_actions) = first[0], second[0]
+    env = a2c.make_env("Pendulum-v1")
+    for n, start in enumerate([*obs, *other_obs]):
+        np.testing.assert_allclose(start, env.reset(seed=10**6 + n)[0], atol=1e-6)
+    # The first policy's mean is almost 0 everywhere: what differs is the noise.
+    assert ((actions - other_actions).abs() > 0.01).float().mean() > 0.9
+
+
+def test_torchrun(tmp_path):
+    """Its command line: the processes share the environments, and one run is written."""
+    settings = SEVERAL | dict(num_envs=2, total_timesteps=100)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command += ["2", str(ROOT / "a2c.py"), *flags(settings)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    folder = only_folder(tmp_path)
+    assert [row["step"] for row in table(folder / "updates.csv")] == [32, 64, 96, 128]
+    state = state_of(folder)
+    assert {float(x["step"]) for x in state["optimizer"]["state"].values()} == {4}
+
+
+def test_environments_must_divide(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(gym.error.Error, match="3 processes cannot share 4 environments"):
+        a2c.train(a2c.Args(**SEVERAL))
+
+
+# ── Replay buffer ─────────────────────────────────────────────────────────────────────────────────
+
+
+def numbered(script, size, count):
+    """A buffer that was given the transitions 0, 1, ..., count − 1, each told by its number."""
+    buffer = script.ReplayBuffer(size, 2, 1, torch.device("cpu"))
+    for i in range(count):
+        buffer.add(np.array([i, -i]), np.array([i / 10]), i, np.array([i + 1, -i - 1]), i % 3 == 0)
+    return buffer
+
+
+@each(*OFF_POLICY)
+def test_replay_is_first_in_first_out(script):
+    """[X-REPLAY] rows stay whole, the oldest are overwritten, and the sample is uniform."""
+    obs, actions, rewards, next_obs, ends = numbered(script, size=5, count=8).sample(2000)
+    assert set(rewards.tolist()) == {3.0, 4.0, 5.0, 6.0, 7.0}  # 0, 1, 2 were overwritten
+    assert torch.equal(obs, torch.stack((rewards, -rewards), 1))
+    assert torch.equal(next_obs, torch.stack((rewards + 1, -rewards - 1), 1))
+    assert torch.equal(actions, (rewards / 10)[:, None])
+    assert torch.equal(ends, rewards % 3 == 0) and ends.dtype == torch.bool
+    counts = torch.bincount(rewards.long())[3:]
+    assert ((counts - 400).abs() < 5 * math.sqrt(2000 * 0.2 * 0.8)).all()
+
+
+@each(*OFF_POLICY)
+def test_no_empty_slot_is_drawn(script):
+    """Trap 27."""
+    buffer = numbered(script, size=1000, count=3)
+    assert set(buffer.sample(500)[2].tolist()) == {0.0, 1.0, 2.0}
+
+
+@each(*OFF_POLICY)
+def test_restored_buffer_goes_on(script):
+    """It overwrites the oldest row, and the saved state has the filled rows only."""
+    full, part = numbered(script, 5, 8), numbered(script, 50, 3)
+    for buffer, expected in ((full, {4, 5, 6, 7, 8}), (part, {0, 1, 2, 8})):
+        other, state = numbered(script, buffer.size, 0), copy.deepcopy(buffer.state_dict())
+        assert len(state["rows"][0]) == min(len(expected), 5) - (buffer is part)
+        other.load_state_dict(state)
+        other.add(np.array([8, -8]), np.array([0.0]), 8, np.array([8, 8]), False)
+        assert set(other.sample(500)[2].tolist()) == expected
+
+
+# ── What ddpg, td3 and sac play and store ─────────────────────────────────────────────────────────
+
+
+def stored(script, env_id, **settings):
+    """obs, actions, rewards, next_obs, terminations of a run, as its checkpoint has them."""
+    settings = dict(total_timesteps=100, learning_starts=60, buffer_size=5000) | settings
+    return [x.numpy() for x in state_of(run(script, env_id, **settings))["buffer"]["rows"]]
+
+
+@each(*OFF_POLICY)
+@pytest.mark.parametrize("name", ["BoxCounter", "BoxReuse"])
+def test_stored_transitions(script, name):
+    """Traps 1 and 26: the successor of k is k + 1, at a time limit too, which terminates nothing."""
+    obs, _, rewards, next_obs, terminations = stored(script, f"probes:{name}-v0")
+    assert len(obs) == 100 and (rewards == 1).all() and not terminations.any()
+    np.testing.assert_array_equal(next_obs, obs + 1)
+    ends = np.arange(1, 100) % 10 == 0  # the time limit: here one reset lies between
+    np.testing.assert_array_equal((obs[1:] - next_obs[:-1])[:, 0], ends)
+    *_, terminations = stored(script, "probes:BoxBoth-v0")  # both at once is terminated
+    np.testing.assert_array_equal(terminations, np.arange(1, 101) % 10 == 0)
+
+
+@each(*OFF_POLICY)
+def test_random_actions_before_the_start(script):
+    """Trap 27: uniform over the box, per dimension: mean 0, variance ⅓, all of [−1, 1]. The stored
+    action is the one that the environment got, in units of half its range (trap 28)."""
+    probes.Lopsided.taken.clear()  # bounds [−1, 3] and [2, 2.5]
+    settings = dict(total_timesteps=4001, learning_starts=3999, batch_size=1)
+    _, actions, *_ = stored(script, "probes:Lopsided-v0", **settings)
+    played = np.array(probes.Lopsided.taken)[:4001, 0]
+    np.testing.assert_allclose(played, np.array([1, 2.25]) + actions * [2, 0.25], atol=1e-6)
+    assert np.abs(actions).max() <= 1
+    actions = actions[:3999]
+    assert np.abs(actions.mean(0)).max() < 4 * math.sqrt(1 / 3 / 3999)
+    assert np.abs(actions.var(0) - 1 / 3).max() < 4 * math.sqrt(4 / 45 / 3999)
+    assert actions.min() < -0.99 and actions.max() > 0.99
+    assert abs(np.corrcoef(actions.T)[0, 1]) < 4 / math.sqrt(3999)
+
+
+@each(*OFF_POLICY)
+def test_learning_starts(script, monkeypatch):
+    """No update before learning_starts, then one a step, each with a batch of its own that was drawn
+    after the step was stored; and a run whose updates never start is refused."""
+    batches = record(monkeypatch, script, "update", lambda args, batch, *_, **networks: batch)
+    stored(script, "probes:BoxCounter-v0", total_timesteps=80, learning_starts=60, batch_size=7)
+    assert len(batches) == 20
+    assert {len(field) for batch, _ in batches for field in batch} == {7}
+    batches.clear()
+    stored(script, "probes:BoxCounter-v0", total_timesteps=3, learning_starts=0, batch_size=7)
+    first = batches[0][0]
+    assert len(batches) == 3 and first[0].unique().numel() == 1 and (first[2] == 1).all()
+    with pytest.raises(gym.error.Error, match="learning_starts"):
+        run(script, "probes:BoxCounter-v0", total_timesteps=60, learning_starts=60)
+
+
+@each("ddpg", "td3")
+def test_exploration_noise(script, monkeypatch):
+    """[AC-10b] the spread of a − μ(s), per dimension, cut at the bounds; by the policy that moves,
+    not its target; P(0.8 + 0.2 z > 1) = P(z > 1) = 0.1587."""
+    mean = tensor([0.0, 0.8])
+    monkeypatch.setattr(script.Actor, "forward", lambda _, obs: mean.expand(*obs.shape[:-1], 2))
+    monkeypatch.setattr(script, "update", lambda *_, **__: torch.zeros(3))
+    settings = dict(total_timesteps=2001, learning_starts=1, exploration_noise=0.2)
+    _, actions, *_ = stored(script, "probes:Lopsided-v0", **settings)
+    first, second = actions[1:, 0], actions[1:, 1]
+    assert abs(first.mean()) < 4 * 0.2 / math.sqrt(2000)
+    assert abs(first.std() - 0.2) < 4 * 0.2 / math.sqrt(4000)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 4 / math.sqrt(2000)
+    assert abs((second == 1).mean() - 0.1587) < 4 * math.sqrt(0.1587 * 0.8413 / 2000)
+
+
+def test_sac_plays_samples(monkeypatch):
+    """artanh of the actions is Gaussian with the network's μ and σ: no noise besides, no mode."""
+
+    def forward(_, obs):
+        return torch.full((*obs.shape[:-1], 2), 0.4), torch.full((*obs.shape[:-1], 2), -1.0)
+
+    monkeypatch.setattr(sac.Actor, "forward", forward)
+    monkeypatch.setattr(sac, "update", lambda *_, **__: torch.zeros(5))
+    _, actions, *_ = stored(sac, "probes:Lopsided-v0", total_timesteps=2001, learning_starts=1)
+    u, sigma = np.arctanh(actions[1:]), math.exp(-1)
+    assert np.abs(u.mean(0) - 0.4).max() < 4 * sigma / math.sqrt(2000)
+    assert np.abs(u.std(0) - sigma).max() < 4 * sigma / math.sqrt(4000)
+
+
+@each(*OFF_POLICY)
+def test_off_policy_actors_serve_the_box(script):
+    """Per dimension, with the bounds themselves where tanh is ±1; other spaces are refused."""
+    low, high = np.array([[-1.0], [2.0]], np.float32), np.array([[3.0], [2.5]], np.float32)
+    space, observations = gym.spaces.Box(low, high), gym.spaces.Box(-1, 1, (3,))
+    actor = script.Actor(observations, space)
+    assert all(space.contains(action) for action in actor.mode(torch.randn(50, 3)).numpy())
+    for bias, bound in ((50.0, high), (-50.0, low)):
+        nn.init.constant_(actor.net[-1].bias, bias)
+        np.testing.assert_array_equal(actor.mode(torch.zeros(1, 3))[0], bound)
+    for wrong in (gym.spaces.Discrete(3), gym.spaces.Box(-np.inf, np.inf, (1,))):
+        with pytest.raises(gym.error.Error, match="finite bounds"):
+            script.Actor(observations, wrong)
+
+
+# ── Updates of ddpg, td3 and sac ──────────────────────────────────────────────────────────────────
+
+
+def started(script, monkeypatch, updates=1, **settings):
+    """The arguments of a run's first updates, copied before each, and what came of the last."""
+    calls = record(monkeypatch, script, "update", lambda *args, **nets: copy.deepcopy((args, nets)))
+    settings = dict(total_timesteps=60 + updates, learning_starts=60, gamma=0.9) | settings
+    state = state_of(run(script, "probes:BoxChance-v0", **settings))
+    return [(args, networks, result) for (args, networks), result in calls], state
+
+
+@each(*OFF_POLICY)
+def test_targets_start_as_copies(script, monkeypatch):
+    """Trap 35."""
+    ((_, networks, _),), _ = started(script, monkeypatch)
+    pairs = [(x, name.removeprefix("target_")) for name, x in networks.items() if "target" in name]
+    assert len(pairs) == (1 if script is sac else 2)
+    for target, name in pairs:
+        assert not moved(target, networks[name])
+    if script is not ddpg:
+        assert moved(*networks["critics"])  # equal ones would stay equal
+
+
+def q(critic, obs, action):
+    """A critic's value, layer by layer."""
+    first, _, second, _, third = critic.net
+    hidden = torch.cat((obs, action), 1)
+    for layer in (first, second):
+        hidden = (hidden @ layer.weight.T + layer.bias).clamp(min=0)
+    return (hidden @ third.weight.T + third.bias)[:, 0]
+
+
+def sac_sample(actor, obs, noise):
+    """a = tanh u and log π(a|s) for u = μ + σ ε, with the correction in float64."""
+    mean, log_std = actor.net(obs).chunk(2, -1)
+    u = (mean + log_std.exp() * noise).double()
+    log_prob = -(noise**2) / 2 - log_std - math.log(2 * math.pi) / 2
+    log_prob = (log_prob - torch.log(1 - torch.tanh(u) ** 2)).sum(1)
+    return torch.tanh(u).float(), log_prob.float()
+
+
+@each(*OFF_POLICY)
+def test_one_update(script):
+    """A whole update, put together from the networks' layers: the target from the target networks,
+    the smaller Q, the present α; the gradients that Adam gets for critics, policy and α (its first
+    average is a tenth of the gradient), of which the policy's is by the critics that have just
+    moved (trap 33) and in td3 by the first one alone; and the targets' step of 0.3."""
+    obs_space, box = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,))
+    actor = script.Actor(obs_space, box)
+    critics = nn.ModuleList([script.Critic(obs_space, box) for _ in range(2 - (script is ddpg))])
+    one, targets = script is ddpg, [copy.deepcopy(x) for x in (actor, critics)]
+    for x in (*targets[0].parameters(), *targets[1].parameters()):
+        x.data += 0.03 * torch.randn_like(x)  # as if they lagged behind
+    networks = {"actor": actor, "critic" if one else "critics": critics[0] if one else critics}
+    networks["target_critic" if one else "target_critics"] = targets[1][0] if one else targets[1]
+    if script is sac:
+        networks["log_alpha"] = nn.ParameterList([tensor(math.log(0.2))])
+        networks["alpha_adam"] = script.Adam(networks["log_alpha"], 0.01)
+    else:
+        networks["target_actor"] = targets[0]
+    networks["actor_adam"] = script.Adam(actor.parameters(), 0.01)
+    networks["critic_adam"] = script.Adam(critics.parameters(), 0.01)
+    obs, next_obs = torch.randn(2, 16, 3)
+    actions, rewards, ends = torch.rand(16, 2) * 2 - 1, torch.randn(16), torch.rand(16) < 0.3
+    more = dict(policy_noise=0.05, noise_clip=0.06) if script is td3 else {}
+    args = script.Args(gamma=0.9, tau=0.3, **more)
+    old_actor, old_critics, old_targets = copy.deepcopy((actor, critics, targets))
+
+    torch.manual_seed(5)
+    delayed = (True,) if script is td3 else ()
+    logged = script.update(args, (obs, actions, rewards, next_obs, ends), *delayed, **networks)
+    torch.manual_seed(5)
+    noise = torch.randn(16, 2)
+    bonus = 0.0
+    if script is sac:
+        next_actions, log_probs = sac_sample(old_actor, next_obs, noise)
+        bonus = -0.2 * log_probs
+    else:
+        smoothing = (0.05 * noise).clamp(-0.06, 0.06) if script is td3 else 0.0
+        next_actions = (torch.tanh(old_targets[0].net(next_obs)) + smoothing).clamp(-1, 1)
+    next_q = torch.stack([q(x, next_obs, next_actions) for x in old_targets[1]]).min(0).values
+    y = torch.where(ends, rewards, rewards + 0.9 * (next_q + bonus)).detach()
+    loss = sum(((q(x, obs, actions) - y) ** 2).mean() for x in old_critics)
+    assert logged[0].item() == pytest.approx(loss.item(), rel=1e-4)
+
+    def assert_gradient(adam, loss, parameters):
+        gradient = parameters_to_vector(torch.autograd.grad(loss, list(parameters)))
+        torch.testing.assert_close(10 * networks[adam].mean, gradient, rtol=1e-3, atol=1e-5)
+
+    assert_gradient("critic_adam", loss, old_critics.parameters())
+    if script is sac:
+        new_actions, log_probs = sac_sample(old_actor, obs, torch.randn(16, 2))
+        values = torch.stack([q(x, obs, new_actions) for x in critics]).min(0).values
+        policy_loss = (0.2 * log_probs - values).mean()
+        # H̄ = −2 for the two actions, and d/d log α of −α (log π + H̄) is −α (log π + H̄).
+        slope = -0.2 * (log_probs.mean().item() - 2)
+        assert networks["alpha_adam"].mean.item() == pytest.approx(0.1 * slope, rel=1e-3)
+        alpha = networks["log_alpha"][0].exp().item()
+        assert (alpha < 0.2) == (slope > 0) and alpha != pytest.approx(0.2, abs=1e-4)
+        assert logged[3].item() == pytest.approx(-log_probs.mean().item(), rel=1e-4)  # [AC-12b]
+    else:
+        policy_loss = -q(critics[0], obs, torch.tanh(old_actor.net(obs))).mean()
+    assert_gradient("actor_adam", policy_loss, old_actor.parameters())
+    assert logged[2].item() == pytest.approx(policy_loss.item(), rel=1e-4)
+    pairs = [(critics, targets[1], old_targets[1]), (actor, targets[0], old_targets[0])]
+    for source, target, old in pairs[: 1 if script is sac else 2]:
+        now, new, before = (parameters_to_vector(x.parameters()) for x in (source, target, old))
+        torch.testing.assert_close(new, 0.3 * now + 0.7 * before, rtol=1e-4, atol=1e-6)
+
+
+def test_target_actions_stay_within_the_bounds(monkeypatch):
+    """[AC-11d], trap 29: with a smoothing noise of 5 half ranges μ'(s') + ε lies far outside."""
+    forward = td3.Critic.forward
+    largest = []
+
+    def look(critic, obs, action):
+        largest.append(action.abs().max().item())
+        return forward(critic, obs, action)
+
+    monkeypatch.setattr(td3.Critic, "forward", look)
+    started(td3, monkeypatch, policy_noise=5.0, noise_clip=50.0)
+    assert max(largest) == 1
+
+
+@each(*OFF_POLICY)
+@pytest.mark.parametrize("frequency", [2, 3])
+def test_delayed_updates(script, frequency, monkeypatch):
+    """[AC-11b] in td3 the policy and all targets move in every second (third) update only; in ddpg
+    and sac in each. The critics move in each, and nothing else moves a policy."""
+    more = dict(policy_frequency=frequency) if script is td3 else {}
+    calls, _ = started(script, monkeypatch, updates=7, **more)
+    for i, ((_, before, _), (_, after, _)) in enumerate(zip(calls, calls[1:]), start=1):
+        for name in before:
+            if "adam" not in name and name != "log_alpha":
+                due = script is not td3 or name == "critics" or i % frequency == 0
+                assert moved(before[name], after[name]) == due, (i, name)
+
+
+@each(*OFF_POLICY)
+def test_logged_values_are_means(script, monkeypatch):
+    """Trap 16: a row has the means over the updates since the row before, at ends of episodes."""
+    calls, _ = started(script, monkeypatch, updates=40)
+    rows = table(only_folder(Path.cwd()) / "updates.csv")
+    values, start = torch.stack([result for *_, result in calls]), 60
+    assert len(rows) > 3
+    for row in rows:
+        means = values[start - 60 : int(row["step"]) - 60].mean(0).tolist()
+        assert list(row.values())[2:] == pytest.approx(means, rel=1e-4)
+        start = int(row["step"])
+
+
+@pytest.mark.parametrize(
+    "env_id, log_std, direction",
+    [("Pendulum-v1", -4.0, 1), ("Pendulum-v1", 0.0, -1), ("probes:Lopsided-v0", -2.17, -1)],
+)
+def test_temperature_moves_in_training(monkeypatch, env_id, log_std, direction):
+    """[X-ALPHA], trap 32: Pendulum has one action of half range 2, H̄ = −1 in units of [−1, 1]. A
+    narrow policy raises α, a wide one lowers it. Lopsided has two actions, H̄ = −2; there the
+    entropy of a Gaussian of this σ near 0 is 2 · (1.42 − 2.17) = −1.5."""
+
+    def forward(actor, obs):
+        mean, _ = actor.net(obs).chunk(2, -1)
+        return mean, torch.full_like(mean, log_std)
+
+    monkeypatch.setattr(sac.Actor, "forward", forward)
+    folder = run(sac, env_id, alpha=0.2, policy_lr=0.0, learning_starts=500)
+    alphas = [row["alpha"] for row in table(folder / "updates.csv")]
+    assert alphas and all(direction * (b - a) > 0 for a, b in zip([0.2, *alphas], alphas))
+
+
+def test_fixed_temperature():
+    folder = run(sac, "Pendulum-v1", alpha=0.7, autotune=False, learning_starts=550)
+    alphas = [row["alpha"] for row in table(folder / "updates.csv")]
+    assert alphas == pytest.approx([0.7] * len(alphas))
+    assert state_of(folder)["log_alpha"]["0"].item() == pytest.approx(math.log(0.7))
