@@ -2,8 +2,8 @@
 
 Idea
     Play an episode; make each action more probable the better the episode went after it. The
-    gradient of the expected return is an expectation over what the policy itself does, so playing
-    is enough to estimate it: no model, no value function. The estimate is very noisy.
+    gradient of the expected return is an expectation under the policy itself, so samples estimate
+    it without a model or a value function, but with a high variance.
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
@@ -39,7 +39,7 @@ the mean of ĝ would not be along ∇J. The code divides by the constant batch_s
 Not in the text [impl]
     several episodes, batch_size steps or more, before line 7           Duan 2016
     returns standardised over the batch. Their mean acts as a baseline, but contains each action's
-        own return: a bias of about 1 / (2 · episodes)                  PyTorch, examples
+        own return: the gradient shrinks by about 1 / (2 · episodes)    PyTorch, examples
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
     orthogonal weights, the policy's last layer scaled by 0.01          Andrychowicz 2021, 3.2
     initial σ = e^−0.5, in units of half the action range               tianshou, examples/mujoco
@@ -88,7 +88,7 @@ class Args:
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
     save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; flags given override its own
+    resume: Path | None = None  # continue the run in this folder; other flags override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -130,8 +130,8 @@ def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
 class Actor(nn.Module):
     """π_θ(a|s): a softmax for each entry of a discrete action, a diagonal Gaussian for a Box.
 
-    [impl] The Gaussian's unit is half the range between the bounds, or 1 where a bound is infinite.
-    Its samples are stored and scored unclipped; only `to_env` clips them.
+    [impl] The Gaussian is in units of half the action range, or of 1 where a bound is infinite.
+    log_prob is that of the unclipped sample; only `to_env` clips.
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -163,10 +163,10 @@ class Actor(nn.Module):
         """obs (..., O) → the distribution of actions; its log_prob and entropy are (...,)."""
         output = self.net(self.obs_norm(obs))  # (..., outputs)
         if self.discrete:
-            logits = output.reshape(*output.shape[:-1], *self.mask.shape) + self.mask
+            logits = output.reshape(output.shape[:-1] + self.mask.shape) + self.mask
             dist = Categorical(logits=logits, validate_args=False)  # [AC-02a]
         else:
-            mean = output.reshape(*output.shape[:-1], *self.log_std.shape)
+            mean = output.reshape(output.shape[:-1] + self.log_std.shape)
             dist = Normal(mean, self.log_std.exp(), validate_args=False)  # [AC-02b]
         # Sum log-probabilities over action dimensions: (B, A) → (B,).
         return Independent(dist, len(self.space.shape), validate_args=False)
@@ -199,7 +199,7 @@ def discounted_returns(rewards, gamma) -> Tensor:
 def policy_gradient_loss(log_probs, weights) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
-    All (B,) → scalar, whose gradient estimates −∇J up to a factor, with the weights for Q or A.
+    Both (B,) → scalar. Its gradient estimates −∇J up to a factor; the weights estimate Q or A.
     """
     assert log_probs.shape == weights.shape
     # Ascent on the objective = descent on its negative.
@@ -217,7 +217,7 @@ def play_episode(env: gym.Env, actor: Actor) -> tuple:
     while not done:
         with torch.inference_mode():
             action = actor(torch.as_tensor(obs, device=device)).sample()
-        next_obs, reward, terminated, truncated, info = env.step(actor.to_env(action)[()])
+        next_obs, reward, terminated, truncated, info = env.step(actor.to_env(action))
         steps.append((obs, action.numpy(force=True), np.float32(reward)))
         obs, done = next_obs, terminated or truncated
     arrays = (torch.as_tensor(np.stack(x), device=device) for x in zip(*steps))
@@ -238,7 +238,7 @@ def train(args: Args) -> Path:
     run = Run(args, env, actor=actor, optimizer=optimizer)
     step = run.step
     if step == 0:
-        env.reset(seed=10**6 * args.seed)  # once; play_episode resets without a seed
+        env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     while step < args.total_timesteps:
         # 2. For each episode; [impl] several of them before line 7.
         episodes, first_step = [], step
@@ -260,14 +260,14 @@ def train(args: Args) -> Path:
             weights = (weights - weights.mean()) / (weights.std() + 1e-8)
         dist = actor(observations)
         loss = policy_gradient_loss(dist.log_prob(actions), weights)  # [CS-6b]
-        loss = loss * len(weights) / args.batch_size  # divide the sum by a constant, see above
+        loss = loss * len(weights) / args.batch_size  # the sum over batch_size, see the header
 
         # 7. θ ← θ + α Σ_t ĝ_t.
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()  # [CS-4a]
 
-        # 8. End for. [impl] Update the statistics only now: earlier, they would change π_θ.
+        # 8. End for. [impl] Update the statistics last: step 6 needs the π_θ that acted.
         actor.obs_norm.update(observations)
         entropy = dist.entropy().mean()
         run.log("updates", step, policy_loss=loss.detach(), entropy=entropy.detach())
@@ -321,11 +321,14 @@ class Run:
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
         self.args, self.env, self.state, self.wandb = args, env, state, None
         self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
+        self.saved_at = self.start
         script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
         name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
         self.folder = args.resume or Path("runs", name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if args.resume:
+        if not args.resume:
+            self.folder.mkdir(parents=True)
+            self.save(0, now=True)
+        else:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
@@ -338,7 +341,7 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
-        if self.step < args.total_timesteps:  # else the run is only evaluated
+        if not args.resume or self.step < args.total_timesteps:  # else it is only evaluated
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
@@ -350,11 +353,11 @@ class Run:
             names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
             names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
             self.wandb = wandb.init(config=asdict(args), **names)
-        self.save(self.step, now=True)
+            self.wandb.define_metric("*", step_metric="step")
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
         self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
-        Run.current = self  # for show_error
+        Run.current = self  # for the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
         """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
@@ -367,7 +370,7 @@ class Run:
                 print(*row, sep=",", file=file)
             print(*row.values(), sep=",", file=file)
         if self.wandb:
-            self.wandb.log({f"{table}/{name}": x for name, x in row.items()}, step=step)
+            self.wandb.log({"step": step} | {f"{table}/{name}": x for name, x in row.items()})
         if table == "episodes":
             self.returns.append(row["episode_return"])
             self.bar.set_postfix_str(f"return {np.mean(self.returns):,.1f}", refresh=False)
@@ -391,41 +394,41 @@ class Run:
 
     def finish(self, step: int, actor: nn.Module) -> Path:
         """Saves and evaluates; writes and prints the summary; returns the run's folder."""
-        self.save(step, now=True)
         self.bar.close()
+        if step > self.step:
+            self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         seed = 10**6 * self.args.seed + 999_999  # not one of training
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
         for name, values in ("training", self.returns), ("evaluation", returns):
-            summary[f"{name}_return"] = float(np.mean([*values] or [math.nan]))
+            if values:
+                summary[f"{name}_return"] = float(np.mean(values))
         print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        path, content = self.folder / "summary.json", summary | {"evaluation_returns": returns}
-        if step > self.step or not path.exists():  # watching a finished run leaves it alone
-            path.write_text(json.dumps(content, indent=2))
+        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+            content = summary | {"evaluation_returns": returns}
+            (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
         return self.folder
 
 
-def show_error(kind: type, error: BaseException, traceback) -> None:
-    """The error as the last line on the screen, with a traceback only where it may be a bug."""
-    if run := getattr(Run, "current", None):
-        run.bar.close()
-        print(f"To continue from the last checkpoint: --resume {run.folder}")
-    if issubclass(kind, (gym.error.Error, FloatingPointError, OSError, ModuleNotFoundError)):
-        print(f"{kind.__name__}: {error}", file=sys.stderr)
-    elif kind is not KeyboardInterrupt:
-        sys.__excepthook__(kind, error, traceback)
-
-
 if __name__ == "__main__":
-    sys.excepthook = show_error
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
-    if args.resume:  # the run's own arguments take the place of the defaults
-        stored = json.loads((args.resume / "args.json").read_text())
-        if stored["script"] != Path(__file__).stem:
-            raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
-        args = tyro.cli(Args, default=Args(**stored["args"]))
-    train(args)
+    try:
+        if args.resume:  # the run's own arguments take the place of the defaults
+            stored = json.loads((args.resume / "args.json").read_text())
+            if stored["script"] != Path(__file__).stem:
+                raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
+            args = tyro.cli(Args, default=Args(**stored["args"]))
+        train(args)
+    except BaseException as error:  # its message is to be the last line on the screen
+        if run := getattr(Run, "current", None):
+            run.bar.close()
+            print(f"To continue from the last checkpoint: --resume {run.folder}")
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
+        if isinstance(error, (gym.error.Error, FloatingPointError, OSError, ImportError)):
+            sys.exit(f"{type(error).__name__}: {error}")
+        raise  # with a traceback, because it may be a bug

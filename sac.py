@@ -1,10 +1,13 @@
 """Soft Actor-Critic (SAC); Haarnoja et al. 2018, with the temperature of Haarnoja et al. 2018b.
 
+Changed from td3.py: a squashed Gaussian replaces μ, its noises and μ'; −α log π in the target and
+in the policy's loss; the temperature α; no delay.
+
 Idea
     Maximise the return plus α times the policy's entropy, so that of two equally good actions the
-    policy keeps both. It explores by itself then. Its gradient flows through the sampled action
-    into Q, as in DDPG: the sample is a function of θ and of noise that does not depend on θ. α is
-    adapted so that the entropy stays near a target.
+    policy keeps both, and explores without added noise. Its gradient flows through the sampled
+    action into Q, as in DDPG: the sample is a function of θ and of noise that does not depend on θ.
+    α is adapted so that the entropy stays near a target.
 
 Equations, in the order of the code
     [AC-12a]   J(π) = E[Σ_t γ^t (r_t + α H(π(·|s_t)))]   the objective, to be maximised
@@ -30,20 +33,20 @@ Algorithm
     7. temperature: one step of α down J(α)
     8. targets: w1', w2' move towards w1, w2 at the rate τ; go to 2
 X-LOGP divides the Gaussian's density by da/du = 1 − tanh²u, as tanh crowds the samples together.
-The text omits γ in [AC-12a] and the parentheses around r + αH; both are the paper's. The entropy of
-a density can be negative, and so is its target H̄.
+[AC-12a] in the text omits the γ of [CS-3a] and the parentheses around r + αH; both are the paper's.
+The entropy of a density can be negative, and so is its target H̄.
 
 Not in the text [impl]
     uniformly random actions before learning_starts                     Haarnoja 2018, code
     256-256 ReLU units                                                  Haarnoja 2018, appendix D
     Adam: policy 3e-4, critics and temperature 1e-3 (the papers: 3e-4)  CleanRL
-    log σ clamped to [−5, 2]                                            CleanRL, by a tanh
+    log σ limited to [−5, 2], here by clamping                          CleanRL, there by a tanh
     step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
     actions and H̄ in units of half the action range                     Haarnoja 2018b
     bootstrap from V(s') at time limits                                 Pardo 2018
 
-Run: python sac.py --env-id HalfCheetah-v4
-    200,000 steps in 24 to 69 minutes; return 6,581 ± 1,239 (3 seeds)
+Run: python sac.py --env-id HalfCheetah-v4 --total-timesteps 200000
+    24 to 69 minutes; return 6,581 ± 1,239 (3 seeds)
 """
 
 import copy
@@ -95,7 +98,7 @@ class Args:
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
     save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; flags given override its own
+    resume: Path | None = None  # continue the run in this folder; other flags override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -131,7 +134,7 @@ class Actor(nn.Module):
 
     def to_env(self, action: Tensor) -> np.ndarray:
         """Actions (..., A) in [−1, 1] → the action that env.step expects."""
-        action = action.numpy(force=True).reshape(*action.shape[:-1], *self.space.shape)
+        action = action.numpy(force=True).reshape(action.shape[:-1] + self.space.shape)
         middle, unit = (
             (self.space.low + self.space.high) / 2,
             (self.space.high - self.space.low) / 2,
@@ -226,8 +229,8 @@ class Adam(nn.Module):
     def step(self, gradient: Tensor) -> None:
         """Moves θ down the gradient (d,)."""
         self.steps += 1
-        self.mean.lerp_(gradient, 1 - 0.9)
-        self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+        self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
+        self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂
         change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(self.eps)
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
@@ -236,9 +239,9 @@ class Adam(nn.Module):
 
 def compiled(update, cuda: bool):
     """The function as one graph, which draws the same random numbers as the function itself."""
-    torch._dynamo.config.trace_autograd_ops = True
-    options = {"triton.cudagraphs" if cuda else "cpp_wrapper": True, "fallback_random": True}
-    return torch.compile(update, options=options)
+    torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
+    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # for fast calls
+    return torch.compile(update, options=options | {"fallback_random": True})
 
 
 # ── Replay buffer ─────────────────────────────────────────────────────────────────────────────────
@@ -289,7 +292,6 @@ def train(args: Args) -> Path:
     device = torch.device("cuda" if args.cuda else "cpu")
     env = make_env(args.env_id)
     spaces = env.observation_space, env.action_space
-    action_size = math.prod(env.action_space.shape)
 
     # 1. Initialise the policy θ, the critics w1, w2, their targets w1' = w1, w2' = w2, and α.
     actor = Actor(*spaces).to(device)
@@ -299,6 +301,7 @@ def train(args: Args) -> Path:
     actor_adam = Adam(actor.parameters(), args.policy_lr).to(device)
     critic_adam = Adam(critics.parameters(), args.q_lr).to(device)
     alpha_adam = Adam(log_alpha, args.q_lr).to(device)
+    action_size = env.action_space.low.size
     buffer = ReplayBuffer(args.buffer_size, *spaces[0].shape, action_size, device)
 
     networks = dict(actor=actor, critics=critics, target_critics=target_critics)
@@ -307,7 +310,7 @@ def train(args: Args) -> Path:
     run = Run(args, env, **networks, buffer=buffer)
     steps_5_to_8 = compiled(update, args.cuda) if args.compile else update
     if run.step == 0:
-        env.reset(seed=10**6 * args.seed)  # once; the loop resets without a seed
+        env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     done, losses = True, []
     for step in range(run.step + 1, args.total_timesteps + 1):
         if done:
@@ -336,14 +339,14 @@ def train(args: Args) -> Path:
         if done:
             episode = info["statistics"]
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
-        # A run that is resumed at the end of an episode is the same run.
+        # Resumed at the end of an episode it is the same run; inside one, a new episode starts.
         if done or (step - first_step) % 10_000 == 9_999:
             if losses:
                 names = "q_loss", "q_value", "policy_loss", "entropy", "alpha"
                 run.log("updates", step, **dict(zip(names, torch.stack(losses).mean(0))))
                 losses = []
             run.save(step)
-    return run.finish(max(run.step, args.total_timesteps), actor)
+    return run.finish(max(run.step, args.total_timesteps), actor)  # run.step if only evaluated
 
 
 def update(
@@ -428,11 +431,14 @@ class Run:
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
         self.args, self.env, self.state, self.wandb = args, env, state, None
         self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
+        self.saved_at = self.start
         script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
         name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
         self.folder = args.resume or Path("runs", name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if args.resume:
+        if not args.resume:
+            self.folder.mkdir(parents=True)
+            self.save(0, now=True)
+        else:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
@@ -445,7 +451,7 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
-        if self.step < args.total_timesteps:  # else the run is only evaluated
+        if not args.resume or self.step < args.total_timesteps:  # else it is only evaluated
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
@@ -457,11 +463,11 @@ class Run:
             names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
             names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
             self.wandb = wandb.init(config=asdict(args), **names)
-        self.save(self.step, now=True)
+            self.wandb.define_metric("*", step_metric="step")
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
         self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
-        Run.current = self  # for show_error
+        Run.current = self  # for the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
         """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
@@ -474,7 +480,7 @@ class Run:
                 print(*row, sep=",", file=file)
             print(*row.values(), sep=",", file=file)
         if self.wandb:
-            self.wandb.log({f"{table}/{name}": x for name, x in row.items()}, step=step)
+            self.wandb.log({"step": step} | {f"{table}/{name}": x for name, x in row.items()})
         if table == "episodes":
             self.returns.append(row["episode_return"])
             self.bar.set_postfix_str(f"return {np.mean(self.returns):,.1f}", refresh=False)
@@ -498,41 +504,41 @@ class Run:
 
     def finish(self, step: int, actor: nn.Module) -> Path:
         """Saves and evaluates; writes and prints the summary; returns the run's folder."""
-        self.save(step, now=True)
         self.bar.close()
+        if step > self.step:
+            self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         seed = 10**6 * self.args.seed + 999_999  # not one of training
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
         for name, values in ("training", self.returns), ("evaluation", returns):
-            summary[f"{name}_return"] = float(np.mean([*values] or [math.nan]))
+            if values:
+                summary[f"{name}_return"] = float(np.mean(values))
         print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        path, content = self.folder / "summary.json", summary | {"evaluation_returns": returns}
-        if step > self.step or not path.exists():  # watching a finished run leaves it alone
-            path.write_text(json.dumps(content, indent=2))
+        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+            content = summary | {"evaluation_returns": returns}
+            (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
         return self.folder
 
 
-def show_error(kind: type, error: BaseException, traceback) -> None:
-    """The error as the last line on the screen, with a traceback only where it may be a bug."""
-    if run := getattr(Run, "current", None):
-        run.bar.close()
-        print(f"To continue from the last checkpoint: --resume {run.folder}")
-    if issubclass(kind, (gym.error.Error, FloatingPointError, OSError, ModuleNotFoundError)):
-        print(f"{kind.__name__}: {error}", file=sys.stderr)
-    elif kind is not KeyboardInterrupt:
-        sys.__excepthook__(kind, error, traceback)
-
-
 if __name__ == "__main__":
-    sys.excepthook = show_error
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
-    if args.resume:  # the run's own arguments take the place of the defaults
-        stored = json.loads((args.resume / "args.json").read_text())
-        if stored["script"] != Path(__file__).stem:
-            raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
-        args = tyro.cli(Args, default=Args(**stored["args"]))
-    train(args)
+    try:
+        if args.resume:  # the run's own arguments take the place of the defaults
+            stored = json.loads((args.resume / "args.json").read_text())
+            if stored["script"] != Path(__file__).stem:
+                raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
+            args = tyro.cli(Args, default=Args(**stored["args"]))
+        train(args)
+    except BaseException as error:  # its message is to be the last line on the screen
+        if run := getattr(Run, "current", None):
+            run.bar.close()
+            print(f"To continue from the last checkpoint: --resume {run.folder}")
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
+        if isinstance(error, (gym.error.Error, FloatingPointError, OSError, ImportError)):
+            sys.exit(f"{type(error).__name__}: {error}")
+        raise  # with a traceback, because it may be a bug

@@ -1,5 +1,8 @@
 """Twin Delayed Deep Deterministic policy gradient (TD3); Fujimoto et al. 2018.
 
+Changed from ddpg.py: two critics, the smaller of which makes the target; noise on the target's
+action; steps 6 and 7 in every second update only.
+
 Idea
     In DDPG the policy climbs whatever the critic shows it, errors included, and finds the actions
     that the critic overestimates; these then enter the targets. Three remedies: the smaller value
@@ -35,8 +38,8 @@ Not in the text [impl]
     μ'(s') + ε clipped to the bounds                                    Fujimoto 2018, code
     bootstrap from V(s') at time limits                                 Pardo 2018
 
-Run: python td3.py --env-id HalfCheetah-v4
-    200,000 steps in 18 to 36 minutes; return 6,377 ± 1,024 (3 seeds; see benchmarks.md)
+Run: python td3.py --env-id HalfCheetah-v4 --total-timesteps 200000
+    18 to 36 minutes; return 6,377 ± 1,024 (3 seeds; see benchmarks.md)
 """
 
 import copy
@@ -89,7 +92,7 @@ class Args:
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
     save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; flags given override its own
+    resume: Path | None = None  # continue the run in this folder; other flags override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -118,7 +121,7 @@ class Actor(nn.Module):
 
     def to_env(self, action: Tensor) -> np.ndarray:
         """Actions (..., A) in [−1, 1] → the action that env.step expects."""
-        action = action.numpy(force=True).reshape(*action.shape[:-1], *self.space.shape)
+        action = action.numpy(force=True).reshape(action.shape[:-1] + self.space.shape)
         middle, unit = (
             (self.space.low + self.space.high) / 2,
             (self.space.high - self.space.low) / 2,
@@ -203,8 +206,8 @@ class Adam(nn.Module):
     def step(self, gradient: Tensor) -> None:
         """Moves θ down the gradient (d,)."""
         self.steps += 1
-        self.mean.lerp_(gradient, 1 - 0.9)
-        self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+        self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
+        self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂
         change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(self.eps)
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
@@ -213,9 +216,9 @@ class Adam(nn.Module):
 
 def compiled(update, cuda: bool):
     """The function as one graph, which draws the same random numbers as the function itself."""
-    torch._dynamo.config.trace_autograd_ops = True
-    options = {"triton.cudagraphs" if cuda else "cpp_wrapper": True, "fallback_random": True}
-    return torch.compile(update, options=options)
+    torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
+    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # for fast calls
+    return torch.compile(update, options=options | {"fallback_random": True})
 
 
 # ── Replay buffer ─────────────────────────────────────────────────────────────────────────────────
@@ -266,7 +269,6 @@ def train(args: Args) -> Path:
     device = torch.device("cuda" if args.cuda else "cpu")
     env = make_env(args.env_id)
     spaces = env.observation_space, env.action_space
-    action_size = math.prod(env.action_space.shape)
 
     # 1. Initialise the policy θ, the critics w1, w2, and targets θ' = θ, w1' = w1, w2' = w2.
     actor = Actor(*spaces).to(device)
@@ -274,6 +276,7 @@ def train(args: Args) -> Path:
     target_actor, target_critics = copy.deepcopy(actor), copy.deepcopy(critics)
     actor_adam = Adam(actor.parameters(), args.policy_lr).to(device)
     critic_adam = Adam(critics.parameters(), args.learning_rate).to(device)
+    action_size = env.action_space.low.size
     buffer = ReplayBuffer(args.buffer_size, *spaces[0].shape, action_size, device)
 
     networks = dict(actor=actor, critics=critics)
@@ -282,7 +285,7 @@ def train(args: Args) -> Path:
     run = Run(args, env, **networks, buffer=buffer)
     steps_5_to_7 = compiled(update, args.cuda) if args.compile else update
     if run.step == 0:
-        env.reset(seed=10**6 * args.seed)  # once; the loop resets without a seed
+        env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     done, losses = True, []
     for step in range(run.step + 1, args.total_timesteps + 1):
         if done:
@@ -314,14 +317,14 @@ def train(args: Args) -> Path:
         if done:
             episode = info["statistics"]
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
-        # A run that is resumed at the end of an episode is the same run.
+        # Resumed at the end of an episode it is the same run; inside one, a new episode starts.
         if done or (step - first_step) % 10_000 == 9_999:
             if losses:
                 names = "q_loss", "q_value", "policy_loss"
                 run.log("updates", step, **dict(zip(names, torch.stack(losses).mean(0))))
                 losses = []
             run.save(step)
-    return run.finish(max(run.step, args.total_timesteps), actor)
+    return run.finish(max(run.step, args.total_timesteps), actor)  # run.step if only evaluated
 
 
 def update(
@@ -399,11 +402,14 @@ class Run:
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
         self.args, self.env, self.state, self.wandb = args, env, state, None
         self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
+        self.saved_at = self.start
         script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
         name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
         self.folder = args.resume or Path("runs", name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if args.resume:
+        if not args.resume:
+            self.folder.mkdir(parents=True)
+            self.save(0, now=True)
+        else:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
@@ -416,7 +422,7 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
-        if self.step < args.total_timesteps:  # else the run is only evaluated
+        if not args.resume or self.step < args.total_timesteps:  # else it is only evaluated
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
@@ -428,11 +434,11 @@ class Run:
             names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
             names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
             self.wandb = wandb.init(config=asdict(args), **names)
-        self.save(self.step, now=True)
+            self.wandb.define_metric("*", step_metric="step")
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
         self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
-        Run.current = self  # for show_error
+        Run.current = self  # for the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
         """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
@@ -445,7 +451,7 @@ class Run:
                 print(*row, sep=",", file=file)
             print(*row.values(), sep=",", file=file)
         if self.wandb:
-            self.wandb.log({f"{table}/{name}": x for name, x in row.items()}, step=step)
+            self.wandb.log({"step": step} | {f"{table}/{name}": x for name, x in row.items()})
         if table == "episodes":
             self.returns.append(row["episode_return"])
             self.bar.set_postfix_str(f"return {np.mean(self.returns):,.1f}", refresh=False)
@@ -469,41 +475,41 @@ class Run:
 
     def finish(self, step: int, actor: nn.Module) -> Path:
         """Saves and evaluates; writes and prints the summary; returns the run's folder."""
-        self.save(step, now=True)
         self.bar.close()
+        if step > self.step:
+            self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         seed = 10**6 * self.args.seed + 999_999  # not one of training
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
         for name, values in ("training", self.returns), ("evaluation", returns):
-            summary[f"{name}_return"] = float(np.mean([*values] or [math.nan]))
+            if values:
+                summary[f"{name}_return"] = float(np.mean(values))
         print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        path, content = self.folder / "summary.json", summary | {"evaluation_returns": returns}
-        if step > self.step or not path.exists():  # watching a finished run leaves it alone
-            path.write_text(json.dumps(content, indent=2))
+        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+            content = summary | {"evaluation_returns": returns}
+            (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
         return self.folder
 
 
-def show_error(kind: type, error: BaseException, traceback) -> None:
-    """The error as the last line on the screen, with a traceback only where it may be a bug."""
-    if run := getattr(Run, "current", None):
-        run.bar.close()
-        print(f"To continue from the last checkpoint: --resume {run.folder}")
-    if issubclass(kind, (gym.error.Error, FloatingPointError, OSError, ModuleNotFoundError)):
-        print(f"{kind.__name__}: {error}", file=sys.stderr)
-    elif kind is not KeyboardInterrupt:
-        sys.__excepthook__(kind, error, traceback)
-
-
 if __name__ == "__main__":
-    sys.excepthook = show_error
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
-    if args.resume:  # the run's own arguments take the place of the defaults
-        stored = json.loads((args.resume / "args.json").read_text())
-        if stored["script"] != Path(__file__).stem:
-            raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
-        args = tyro.cli(Args, default=Args(**stored["args"]))
-    train(args)
+    try:
+        if args.resume:  # the run's own arguments take the place of the defaults
+            stored = json.loads((args.resume / "args.json").read_text())
+            if stored["script"] != Path(__file__).stem:
+                raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
+            args = tyro.cli(Args, default=Args(**stored["args"]))
+        train(args)
+    except BaseException as error:  # its message is to be the last line on the screen
+        if run := getattr(Run, "current", None):
+            run.bar.close()
+            print(f"To continue from the last checkpoint: --resume {run.folder}")
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
+        if isinstance(error, (gym.error.Error, FloatingPointError, OSError, ImportError)):
+            sys.exit(f"{type(error).__name__}: {error}")
+        raise  # with a traceback, because it may be a bug

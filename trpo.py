@@ -1,5 +1,8 @@
 """Trust Region Policy Optimization (TRPO); Schulman et al. 2015.
 
+Changed from a2c.py: gae replaces n_step_advantages, and a step within a KL radius that of RMSprop;
+the critic has an optimizer and a loop of its own.
+
 Idea
     A policy gradient is only valid near the policy that collected the data: a large step can ruin
     the policy, and with it the next rollout. TRPO measures a step by how far the policy moves, in
@@ -94,7 +97,7 @@ class Args:
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
     save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; flags given override its own
+    resume: Path | None = None  # continue the run in this folder; other flags override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -136,8 +139,8 @@ def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
 class Actor(nn.Module):
     """π_θ(a|s): a softmax for each entry of a discrete action, a diagonal Gaussian for a Box.
 
-    [impl] The Gaussian's unit is half the range between the bounds, or 1 where a bound is infinite.
-    Its samples are stored and scored unclipped; only `to_env` clips them.
+    [impl] The Gaussian is in units of half the action range, or of 1 where a bound is infinite.
+    log_prob is that of the unclipped sample; only `to_env` clips.
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -169,10 +172,10 @@ class Actor(nn.Module):
         """obs (..., O) → the distribution of actions; its log_prob and entropy are (...,)."""
         output = self.net(self.obs_norm(obs))  # (..., outputs)
         if self.discrete:
-            logits = output.reshape(*output.shape[:-1], *self.mask.shape) + self.mask
+            logits = output.reshape(output.shape[:-1] + self.mask.shape) + self.mask
             dist = Categorical(logits=logits, validate_args=False)  # [AC-02a]
         else:
-            mean = output.reshape(*output.shape[:-1], *self.log_std.shape)
+            mean = output.reshape(output.shape[:-1] + self.log_std.shape)
             dist = Normal(mean, self.log_std.exp(), validate_args=False)  # [AC-02b]
         # Sum log-probabilities over action dimensions: (B, A) → (B,).
         return Independent(dist, len(self.space.shape), validate_args=False)
@@ -206,7 +209,10 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """PopArt [impl]: the statistics move and V_w stays; at first, V_w moves to their scale."""
+        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w.
+
+        The first update does not rescale: the untrained V_w takes the scale of the targets.
+        """
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
@@ -228,7 +234,7 @@ def gae(rewards, values, next_values, terminations, truncations, gamma, gae_lamb
     # V(s') = 0 only if terminated; a time limit still bootstraps.
     td_errors = rewards + gamma * ~terminations * next_values - values  # δ [CS-10b]
     traces = gamma * gae_lambda * ~(terminations | truncations)
-    td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # fast on small rows
+    td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # faster on rows of N
     advantages, advantage = np.empty_like(td_errors), 0.0
     for t in reversed(range(len(td_errors))):
         advantages[t] = advantage = td_errors[t] + traces[t] * advantage  # [X-GAE]
@@ -357,7 +363,7 @@ def train(args: Args) -> Path:
 
     run = Run(args, actor=actor, critic=critic, critic_optimizer=critic_optimizer)
     step = run.step
-    seed = 10**6 * args.seed + step  # no other run or resumption has the same episodes
+    seed = 10**6 * args.seed + step  # a resumed run has other episodes
     obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])  # (N, O)
     in_lockstep = list(range(N))
     while step < args.total_timesteps:
@@ -418,9 +424,8 @@ def train(args: Args) -> Path:
         # 7. Discard the rollout. [impl] Update the actor's statistics only now: earlier, it would
         # change π_θ, and the KL would not start at 0.
         actor.obs_norm.update(observations)
-        if (
-            in_lockstep
-        ):  # [impl] one reset per rollout puts each env at another point of its episode
+        # [impl] Reset one environment per rollout until all are at different points of episodes.
+        if in_lockstep:
             n = in_lockstep.pop()
             obs[n], _ = envs[n].reset()
         for episode in episodes:
@@ -479,11 +484,14 @@ class Run:
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
         self.args, self.env, self.state, self.wandb = args, env, state, None
         self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
+        self.saved_at = self.start
         script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
         name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
         self.folder = args.resume or Path("runs", name)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if args.resume:
+        if not args.resume:
+            self.folder.mkdir(parents=True)
+            self.save(0, now=True)
+        else:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
@@ -496,7 +504,7 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
-        if self.step < args.total_timesteps:  # else the run is only evaluated
+        if not args.resume or self.step < args.total_timesteps:  # else it is only evaluated
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
@@ -508,11 +516,11 @@ class Run:
             names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
             names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
             self.wandb = wandb.init(config=asdict(args), **names)
-        self.save(self.step, now=True)
+            self.wandb.define_metric("*", step_metric="step")
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
         self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
-        Run.current = self  # for show_error
+        Run.current = self  # for the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
         """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
@@ -525,7 +533,7 @@ class Run:
                 print(*row, sep=",", file=file)
             print(*row.values(), sep=",", file=file)
         if self.wandb:
-            self.wandb.log({f"{table}/{name}": x for name, x in row.items()}, step=step)
+            self.wandb.log({"step": step} | {f"{table}/{name}": x for name, x in row.items()})
         if table == "episodes":
             self.returns.append(row["episode_return"])
             self.bar.set_postfix_str(f"return {np.mean(self.returns):,.1f}", refresh=False)
@@ -549,41 +557,41 @@ class Run:
 
     def finish(self, step: int, actor: nn.Module) -> Path:
         """Saves and evaluates; writes and prints the summary; returns the run's folder."""
-        self.save(step, now=True)
         self.bar.close()
+        if step > self.step:
+            self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         seed = 10**6 * self.args.seed + 999_999  # not one of training
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
         for name, values in ("training", self.returns), ("evaluation", returns):
-            summary[f"{name}_return"] = float(np.mean([*values] or [math.nan]))
+            if values:
+                summary[f"{name}_return"] = float(np.mean(values))
         print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        path, content = self.folder / "summary.json", summary | {"evaluation_returns": returns}
-        if step > self.step or not path.exists():  # watching a finished run leaves it alone
-            path.write_text(json.dumps(content, indent=2))
+        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+            content = summary | {"evaluation_returns": returns}
+            (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
         return self.folder
 
 
-def show_error(kind: type, error: BaseException, traceback) -> None:
-    """The error as the last line on the screen, with a traceback only where it may be a bug."""
-    if run := getattr(Run, "current", None):
-        run.bar.close()
-        print(f"To continue from the last checkpoint: --resume {run.folder}")
-    if issubclass(kind, (gym.error.Error, FloatingPointError, OSError, ModuleNotFoundError)):
-        print(f"{kind.__name__}: {error}", file=sys.stderr)
-    elif kind is not KeyboardInterrupt:
-        sys.__excepthook__(kind, error, traceback)
-
-
 if __name__ == "__main__":
-    sys.excepthook = show_error
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
-    if args.resume:  # the run's own arguments take the place of the defaults
-        stored = json.loads((args.resume / "args.json").read_text())
-        if stored["script"] != Path(__file__).stem:
-            raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
-        args = tyro.cli(Args, default=Args(**stored["args"]))
-    train(args)
+    try:
+        if args.resume:  # the run's own arguments take the place of the defaults
+            stored = json.loads((args.resume / "args.json").read_text())
+            if stored["script"] != Path(__file__).stem:
+                raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
+            args = tyro.cli(Args, default=Args(**stored["args"]))
+        train(args)
+    except BaseException as error:  # its message is to be the last line on the screen
+        if run := getattr(Run, "current", None):
+            run.bar.close()
+            print(f"To continue from the last checkpoint: --resume {run.folder}")
+        if isinstance(error, KeyboardInterrupt):
+            sys.exit(130)
+        if isinstance(error, (gym.error.Error, FloatingPointError, OSError, ImportError)):
+            sys.exit(f"{type(error).__name__}: {error}")
+        raise  # with a traceback, because it may be a bug

@@ -1,6 +1,6 @@
 """Small environments with unusual spaces, rewards, infos and faults; ids odd_envs:NAME-v0.
 
-Every environment asserts that each action lies in its action space, and has its type.
+Every environment asserts that each action lies in its action space, and has the type of a Box.
 """
 
 import time
@@ -13,7 +13,7 @@ from gymnasium import spaces
 class Odd(gym.Env):
     """20 steps an episode; `observe` and `outcome` are the subclass's."""
 
-    metadata = {"render_modes": []}
+    metadata = {"render_modes": ["rgb_array"]}
     observation_space = spaces.Box(-1, 1, (1,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
     info = {}
@@ -32,7 +32,9 @@ class Odd(gym.Env):
 
     def step(self, action):
         assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
-        assert np.asarray(action).dtype == self.action_space.dtype
+        assert (
+            not isinstance(self.action_space, spaces.Box) or action.dtype == self.action_space.dtype
+        )
         reward = self.outcome(action)
         self.t, self.steps = self.t + 1, self.steps + 1
         return self.observe(), reward, False, self.t >= 20, dict(self.info)
@@ -64,6 +66,9 @@ class Move(Odd):
     """The action moves x, and the reward is −|x| of the x before: so the next reward counts."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def __init__(self, render_mode=None):  # which it takes, but it has no render()
+        self.render_mode = render_mode
 
     def reset(self, *, seed=None, options=None):
         gym.Env.reset(self, seed=seed)

@@ -99,25 +99,21 @@ def test_policy_of_several_discrete_actions():
 
 
 def test_gaussian_policy():
-    """[AC-02b] log π = −½ Σ_i [((a−μ)/σ)² + 2 log σ + log 2π], one number a sample."""
+    """[AC-02b] log π = −½ Σ_i [((a−μ)/σ)² + 2 log σ + log 2π], one number a sample; and
+    [AC-02c] ∂ log π / ∂μ = (a − μ)/σ², through the network's last bias."""
     actor, obs, actions = box_actor(), torch.randn(5, 3), 3 * torch.randn(5, 2)
     log_probs, entropy = gaussian_log_prob(actor, obs, actions)
     dist = actor(obs)
     assert dist.log_prob(actions).shape == dist.entropy().shape == (5,)
     np.testing.assert_allclose(dist.log_prob(actions).detach(), log_probs, rtol=1e-5)
     assert dist.entropy().tolist() == pytest.approx([entropy] * 5)  # [CS-8.1a]
+    (score,) = torch.autograd.grad(dist.log_prob(actions)[0], actor.net[-1].bias)
+    mean, variance = actor.net(obs)[0].detach(), tensor([-1.0, 0.6]).exp()
+    torch.testing.assert_close(score, (actions[0] - mean) / variance, rtol=1e-4, atol=1e-5)
     samples = actor(obs[:1].expand(100_000, 3)).sample()
     assert not samples.requires_grad  # [CS-2.1a] is not for the on-policy scripts
-    np.testing.assert_allclose(samples.mean(0), actor.net(obs)[0].detach(), atol=0.02)
+    np.testing.assert_allclose(samples.mean(0), mean, atol=0.02)
     np.testing.assert_allclose(samples.std(0), np.exp([-0.5, 0.3]), rtol=0.02)
-
-
-def test_score_of_the_gaussian():
-    """[AC-02c] ∂ log π / ∂μ = (a − μ)/σ², through the network's last bias."""
-    actor, obs, action = box_actor(), torch.randn(1, 3), torch.randn(1, 2)
-    actor(obs).log_prob(action).sum().backward()
-    mean, std = actor.net(obs).detach(), actor.log_std.exp().detach()
-    torch.testing.assert_close(actor.net[-1].bias.grad, ((action - mean) / std**2)[0])
 
 
 def test_log_derivative():
@@ -531,11 +527,12 @@ def test_critic_learns_a_constant():
     assert critic(torch.ones(1, 1)).item() == pytest.approx(7, abs=0.01)
 
 
-@each("reinforce_baseline", "trpo")
-def test_value_loss_by_hand(script):
-    """[X-VF] mean of (1 − 3)² and (5 − 4)²; the gradient is 2 (V − V_target)/B."""
+@each("reinforce_baseline", "trpo", *OFF_POLICY)
+def test_loss_of_a_critic_by_hand(script):
+    """[X-VF], [CS-10d] mean of (1 − 3)² and (5 − 4)²; the gradient is 2 (V − V_target)/B."""
     values = tensor([1.0, 5.0], requires_grad=True)
-    loss = script.value_loss(values, tensor([3.0, 4.0]))
+    loss_of = script.q_loss if script in (ddpg, td3, sac) else script.value_loss
+    loss = loss_of(values, tensor([3.0, 4.0]))
     assert loss.item() == 2.5
     assert torch.autograd.grad(loss, values)[0].tolist() == [-2.0, 1.0]
 
@@ -875,22 +872,12 @@ def test_targets_by_hand():
     torch.testing.assert_close(found, tensor([10.0, 2.0, 30.0]))
     found = sac.td_target(rewards, q1, q2, log_probs, ends, 0.9, 0.5)
     torch.testing.assert_close(found, tensor([1 + 0.9 * 10.5, 2.0, 3 + 0.9 * 29.0]))
-
-
-def test_targets_of_neighbours():
-    """sac with α = 0 is td3; td3 with equal critics is ddpg."""
+    # sac with α = 0 is td3; td3 with equal critics is ddpg.
     (rewards, q1, q2, log_probs), ends = torch.randn(4, 100), torch.rand(100) < 0.3
     soft = sac.td_target(rewards, q1, q2, log_probs, ends, 0.99, 0.0)
     torch.testing.assert_close(soft, td3.td_target(rewards, q1, q2, ends, 0.99))
     twin = td3.td_target(rewards, q1, q1, ends, 0.99)
     torch.testing.assert_close(twin, ddpg.td_target(rewards, q1, ends, 0.99))
-
-
-@each(*OFF_POLICY)
-def test_q_loss_by_hand(script):
-    """[CS-10d]"""
-    loss = script.q_loss(tensor([1.0, 2.0]), tensor([3.0, 2.5]))
-    assert loss.item() == pytest.approx((4 + 0.25) / 2)
 
 
 def test_smoothing_noise():

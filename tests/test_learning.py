@@ -1,8 +1,10 @@
 """Each script learns small tasks, one for each kind of action, far better than chance.
 
-The thresholds leave room: on every CPU, 20 of 20 seeds pass. Returns of a random policy, and of a
-script that descends where it should ascend: CartPole 22 and 9, Move −22 and −90, MultiDiscrete 8
-and 0; the best are 500, about −3 and 20.
+The thresholds leave room, so that the tests pass on every CPU and with every seed:
+                  best    ten seeds, worst    threshold    untrained    loss with the wrong sign
+    CartPole      500     120                 60           24           9
+    MultiDiscrete 20      16                  14           8            at most 13
+    Move          −2      −7                  −9           −19          −97
 """
 
 import importlib
@@ -28,13 +30,15 @@ SETTINGS = {
 for script in OFF_POLICY:
     SETTINGS[script] |= dict(learning_starts=300, batch_size=64, tau=0.02, gamma=0.9)
 STEPS = {"CartPole-v1": 12_000, "odd_envs:MultiDiscrete-v0": 5_000, "odd_envs:Move-v0": 8_000}
-CARTPOLE = {
-    "a2c": dict(total_timesteps=24_000, gamma=0.98),
-    "a3c": dict(total_timesteps=16_000, gamma=0.98),
-    "trpo": dict(total_timesteps=20_000, num_steps=64, gamma=0.98),
-    "ppo": dict(total_timesteps=12_000, num_steps=32, gamma=0.98),
+MORE = {
+    ("reinforce", "odd_envs:MultiDiscrete-v0"): dict(total_timesteps=8_000),
+    ("reinforce_baseline", "odd_envs:MultiDiscrete-v0"): dict(total_timesteps=8_000),
+    ("a2c", "CartPole-v1"): dict(total_timesteps=24_000, gamma=0.98),
+    ("a3c", "CartPole-v1"): dict(total_timesteps=16_000, gamma=0.98),
+    ("trpo", "CartPole-v1"): dict(total_timesteps=20_000, num_steps=64, gamma=0.98),
+    ("ppo", "CartPole-v1"): dict(total_timesteps=12_000, num_steps=32, gamma=0.98),
 }
-THRESHOLDS = {"CartPole-v1": 100, "odd_envs:MultiDiscrete-v0": 14, "odd_envs:Move-v0": -9}
+THRESHOLDS = {"CartPole-v1": 60, "odd_envs:MultiDiscrete-v0": 14, "odd_envs:Move-v0": -9}
 CASES = [(script, env_id) for script in ON_POLICY for env_id in THRESHOLDS]
 CASES += [(script, "odd_envs:Move-v0") for script in OFF_POLICY]
 
@@ -46,8 +50,9 @@ def final_return(script: str, env_id: str, seed: int = 1, **settings) -> float:
     """
     module = importlib.import_module(script)
     steps = 1_200 if script in OFF_POLICY else STEPS.get(env_id)
-    of_env = CARTPOLE.get(script, {}) if env_id == "CartPole-v1" else {}
-    settings = dict(total_timesteps=steps) | SETTINGS[script] | of_env | settings
+    settings = (
+        dict(total_timesteps=steps) | SETTINGS[script] | MORE.get((script, env_id), {}) | settings
+    )
     args = module.Args(env_id=env_id, seed=seed, eval_episodes=20, **settings)
     summary = json.loads((module.train(args) / "summary.json").read_text())
     return summary["training_return" if env_id == "CartPole-v1" else "evaluation_return"]

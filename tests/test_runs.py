@@ -27,10 +27,11 @@ from conftest import (
 )  # fmt: skip
 
 SINGLE = ["reinforce", "reinforce_baseline", *OFF_POLICY]  # one environment: resume to the bit
-SHORT = dict(total_timesteps=400, learning_starts=200, batch_size=16, buffer_size=2_000)
+SHORT = dict(total_timesteps=240, learning_starts=160, batch_size=16, buffer_size=2_000)
 SMALL = TINY | {name: SHORT | dict(eval_episodes=1) for name in OFF_POLICY}
 for name in ("reinforce", "reinforce_baseline"):  # for episodes of 20 steps
     SMALL[name] = TINY[name] | dict(total_timesteps=400, batch_size=100)
+SMALL["a3c"] = TINY["a3c"] | dict(num_workers=1)
 FILES = "args.json", "checkpoint.pt", "episodes.csv", "summary.json", "updates.csv"
 
 
@@ -38,7 +39,8 @@ def start(script, *words, cwd, **settings) -> subprocess.Popen:
     """Starts the command line of a script in a process group of its own."""
     command = [sys.executable, str(ROOT / f"{script}.py"), *words, *flags(settings)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen(command, cwd=cwd, env=environment(), start_new_session=True, **pipes)
+    variables = environment() | {"PYTHONUNBUFFERED": ""}  # as it is on a user's machine
+    return subprocess.Popen(command, cwd=cwd, env=variables, start_new_session=True, **pipes)
 
 
 def main(script, *words, **settings) -> None:
@@ -62,9 +64,7 @@ def screen_of_failure(capsys, monkeypatch, script, *words, **settings) -> str:
 def train(script, **settings):
     """A small run on Move-v0 from Python; its folder."""
     module = importlib.import_module(script)
-    return module.train(
-        module.Args(**dict(env_id="odd_envs:Move-v0") | SMALL[script] | settings)
-    )
+    return module.train(module.Args(**dict(env_id="odd_envs:Move-v0") | SMALL[script] | settings))
 
 
 def without_clock(folder) -> dict:
@@ -101,7 +101,7 @@ def assert_same_state(first, second):
 def test_a_file_runs_alone(script, tmp_path):
     """A copy in an empty folder trains, writes its files, and its policy loads and evaluates."""
     shutil.copy(ROOT / f"{script}.py", tmp_path)
-    env_id = "CartPole-v1" if script in ("a2c", "ppo") else "Pendulum-v1"
+    env_id = "CartPole-v1" if script in ("a2c", "trpo", "ppo") else "Pendulum-v1"
     settings = dict(env_id=env_id, seed=3) | TINY[script]
     command = [sys.executable, f"{script}.py", *flags(settings)]
     variables = {name: x for name, x in os.environ.items() if name != "PYTHONPATH"}
@@ -118,13 +118,12 @@ def test_a_file_runs_alone(script, tmp_path):
         rows = table(folder / name)
         assert list(rows[0])[:2] == ["step", "seconds"] and len(rows) >= 2
         assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
-        assert rows[-1]["step"] <= settings["total_timesteps"]
     assert list(table(folder / "episodes.csv")[0])[2:] == ["episode_return", "length"]
 
     # A stranger's checkpoint runs no code, and its policy evaluates as it did after training.
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
     summary = json.loads((folder / "summary.json").read_text())
-    assert checkpoint["step"] == summary["step"] == settings["total_timesteps"]
+    assert checkpoint["step"] == summary["step"] >= settings["total_timesteps"]
     module = importlib.import_module(script)
     env = module.make_env(env_id)
     actor = module.Actor(env.observation_space, env.action_space)
@@ -186,8 +185,8 @@ def test_video_and_weights_and_biases(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("script", ["ppo", "sac"])
 def test_video_that_cannot_be_recorded(script, tmp_path):
-    """The run fails before it trains, not after."""
-    with pytest.raises(Exception):
+    """The run fails before it trains, not after, if the environment cannot draw itself."""
+    with pytest.raises(NotImplementedError):
         train(script, capture_video=True)
     assert not list(tmp_path.glob("runs/*/updates.csv"))
     assert not list(tmp_path.glob("runs/*/episodes.csv"))
@@ -196,17 +195,14 @@ def test_video_that_cannot_be_recorded(script, tmp_path):
 # ── Seeds and resuming ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "a3c"])
 def test_seeds(script):
     """The same seed gives the same files but for the clock, another seed gives others."""
-    one_worker = dict(num_workers=1) if script == "a3c" else {}  # two push in any order
-    seeds = (1, 1, 2) if script != "a3c" else (1, 1)
-    first, second, *third = (train(script, seed=seed, **one_worker) for seed in seeds)
+    first, second, third = (train(script, seed=seed) for seed in (1, 1, 2))
     assert without_clock(first) == without_clock(second)
     assert_same_state(state_of(first), state_of(second))
-    for folder in third:
-        for name, rows in without_clock(folder).items():
-            assert rows != without_clock(first)[name]
+    for name, rows in without_clock(third).items():
+        assert rows != without_clock(first)[name]
 
 
 @pytest.mark.parametrize("script", SINGLE)
@@ -233,7 +229,7 @@ def test_resume_with_several_environments(script):
         assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
     returns = [row["episode_return"] for row in table(folder / "episodes.csv")]
     assert len(set(returns)) == len(returns)
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 1_024
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] >= 1_024
 
 
 @pytest.mark.parametrize("script", ["ppo", "sac", "reinforce"])
@@ -263,7 +259,7 @@ def test_kill(script, tmp_path):
 
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
     assert saved > 0
-    total = settings["total_timesteps"] = saved + 400
+    total = settings["total_timesteps"] = saved + 240
     train(script, **settings, resume=folder)
     for name in ("episodes.csv", "updates.csv"):
         lines = (folder / name).read_text().splitlines()
@@ -275,9 +271,10 @@ def test_kill(script, tmp_path):
     episodes = table(folder / "episodes.csv")
     assert all(row["length"] == 20 for row in episodes)
     if script == "ppo":
-        assert updates == list(range(64, updates[-1] + 1, 64)) and updates[-1] >= total
+        assert updates == list(range(64, total + 64, 64))
         return
-    assert [row["step"] for row in episodes] == list(range(20, total + 1, 20))
+    assert [row["step"] for row in episodes] == list(range(20, len(episodes) * 20 + 1, 20))
+    assert total <= len(episodes) * 20 < total + 100
     unbroken = train(script, **settings | dict(env_id="odd_envs:Move-v0"))
     assert without_clock(folder) == without_clock(unbroken)
     assert_same_state(state_of(folder), state_of(unbroken))
@@ -327,11 +324,11 @@ def test_flags_given_with_resume_win(script, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     folder = train(script, gamma=0.9, seed=5)
     before = json.loads((folder / "args.json").read_text())["args"]
-    main(script, "--resume", str(folder), "--total-timesteps", "900", "--eval-episodes", "3")
+    main(script, "--resume", str(folder), "--total-timesteps", "600", "--eval-episodes", "3")
     after = json.loads((folder / "args.json").read_text())["args"]
-    assert after == before | dict(total_timesteps=900, eval_episodes=3)
+    assert after == before | dict(total_timesteps=600, eval_episodes=3)
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["step"] >= 900 and len(summary["evaluation_returns"]) == 3
+    assert summary["step"] >= 600 and len(summary["evaluation_returns"]) == 3
 
 
 RATES = {
@@ -365,7 +362,7 @@ ERRORS = [
     ("ppo", dict(env_id="odd_envs:WholeNumbers-v0"), "cannot choose actions from Box"),
     ("ppo", dict(env_id="odd_envs:Lists-v0"), "cannot flatten the observations: Sequence"),
     ("ppo", dict(num_minibatches=65), "num_minibatches must be at most num_steps * num_envs"),
-    ("sac", dict(learning_starts=400), "learning_starts must be less than total_timesteps"),
+    ("sac", dict(learning_starts=240), "learning_starts must be less than total_timesteps"),
     ("ppo", dict(env_id="odd_envs:NaNReward-v0"), "not finite at step"),
     ("sac", dict(env_id="odd_envs:NaNReward-v0"), "not finite at step"),
     ("reinforce", dict(env_id="odd_envs:NaNReward-v0"), "not finite at step"),
@@ -382,14 +379,20 @@ def test_user_errors(script, bad, message, capsys, monkeypatch):
     assert message in screen.splitlines()[-1] and "Traceback" not in screen
 
 
-def test_error_while_the_bar_is_open(tmp_path):
-    """The bar is not drawn again below the error; the exit status tells of it."""
-    settings = SMALL["ppo"] | dict(env_id="odd_envs:NaNReward-v0")
-    process = start("ppo", cwd=tmp_path, **settings)
-    output, _ = process.communicate(timeout=120)
-    *_, last = re.split("[\r\n]", output.strip())
+@pytest.mark.parametrize("script", ["ppo", "a3c"])
+def test_error_while_the_bar_is_open(script, tmp_path):
+    """The bar ends before the error, and is not drawn again below it; all processes end at once."""
+    settings = SMALL[script] | dict(env_id="odd_envs:NaNReward-v0", total_timesteps=10**7)
+    process = start(script, cwd=tmp_path, **settings)
+    try:
+        output, _ = process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    *_, bar, hint, last = output.strip().split("\n")
+    assert "it/s" in bar and hint.endswith(f"--resume runs/{only_folder(tmp_path).name}")
     assert last.startswith("FloatingPointError: not finite at step") and process.returncode == 1
-    assert "Traceback" not in output and f"--resume runs/{only_folder(tmp_path).name}" in output
+    assert "Traceback" not in output and "it/s" not in hint + last
 
 
 @pytest.mark.parametrize("script", ["ppo", "sac"])
@@ -447,7 +450,7 @@ def test_full_disk(size, tmp_path):
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("OSError")
     assert contents(folder, name) == before
-    train("sac", total_timesteps=600, resume=folder)  # once there is room again
+    train("sac", total_timesteps=300, resume=folder)  # once there is room again
 
 
 # ── Spaces, rewards, infos ────────────────────────────────────────────────────────────────────────
@@ -469,8 +472,13 @@ def test_action_spaces_on_policy(script, space):
     samples = dist.sample()
     assert dist.log_prob(samples).shape == dist.entropy().shape == (n,)
     assert dist.log_prob(samples).isfinite().all() and dist.entropy().isfinite().all()
-    for action in (*actor.to_env(samples), *actor.mode(obs).numpy(), actor.mode(obs[0]).numpy()[()]):
-        assert env.action_space.contains(action) and action.dtype == env.action_space.dtype
+    for action in (
+        *actor.to_env(samples),
+        *actor.mode(obs).numpy(),
+        actor.mode(obs[0]).numpy()[()],
+    ):
+        assert env.action_space.contains(action)
+        assert space in odd_envs.DISCRETE or action.dtype == env.action_space.dtype
     if space in odd_envs.DISCRETE:  # each action of the space comes up, and the modes are likely
         few = {str(action) for action in actor.to_env(actor(obs[0]).sample((3_000,)))}
         assert len(few) > 2
@@ -546,7 +554,7 @@ def test_compile(script, monkeypatch):
         )
     elif not shutil.which("g++"):
         pytest.skip("needs a C++ compiler")
-    total = 192 if script == "ppo" else 240  # 3 and 40 updates
+    total = 192 if script == "ppo" else 180  # 3 and 20 updates
     settings = dict(total_timesteps=total, eval_episodes=0)
     eager, graph = (train(script, compile=x, **settings) for x in (False, True))
     for first, second in zip(table(eager / "updates.csv"), table(graph / "updates.csv")):
