@@ -305,7 +305,9 @@ def work(rank, args, shared_actor, shared_critic, optimizer, shared_step, lock, 
             values, next_values = critic(observations), critic(next_observations)  # (T, 1)
             advantages = n_step_advantages(rewards, values, next_values, *ends, args.gamma)
             targets = advantages + values
-        explained_variance = 1 - advantages.var() / targets.var().clamp(min=1e-8)
+        explained_variance = 1 - advantages.var(correction=0) / targets.var(correction=0).clamp(
+            1e-8
+        )
         # [impl] Update the critic's statistics before its training, which then fits the new scale.
         critic.obs_norm.update(observations.flatten(0, 1))
         critic.update_return_norm(targets.flatten())

@@ -356,13 +356,16 @@ def train(args: Args) -> Path:
         observations, actions, rewards, next_observations, *ends = samples  # (T, N, ...)
         step += T * N
 
-        # 3. For all T·N samples: log π_old(a|s), V_old(s) and the value targets, all constants.
+        # 3. For all T·N samples: log π_old(a|s), V_old(s) and the value targets.
+        # The target is a constant: no gradient flows through it.
         with torch.no_grad():
             old_log_probs = actor(observations).log_prob(actions)  # (T, N)
             values, next_values = critic(observations), critic(next_observations)  # (T, N)
             advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
             targets = advantages + values
-        explained_variance = 1 - advantages.var() / targets.var().clamp(min=1e-8)
+        explained_variance = 1 - advantages.var(correction=0) / targets.var(correction=0).clamp(
+            1e-8
+        )
         # [impl] Update the critic's statistics before its training, which then fits the new scale.
         critic.obs_norm.update(observations.flatten(0, 1))
         critic.update_return_norm(targets.flatten())

@@ -296,7 +296,7 @@ def train(args: Args) -> Path:
         with torch.no_grad():  # the baseline is a constant: no gradient flows through it
             baseline = critic(observations)  # (B,) [CS-9e]
         weights = returns - baseline  # [CS-9a] [CS-9f]
-        explained_variance = 1 - weights.var() / returns.var().clamp(min=1e-8)
+        explained_variance = 1 - weights.var(correction=0) / returns.var(correction=0).clamp(1e-8)
         if args.norm_adv and len(weights) > 1:  # the std of a single number is NaN
             weights = (weights - weights.mean()) / (weights.std() + 1e-8)
         dist = actor(observations)

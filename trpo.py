@@ -378,7 +378,9 @@ def train(args: Args) -> Path:
             values, next_values = critic(observations), critic(next_observations)  # (T, N)
             advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
             targets = advantages + values
-        explained_variance = 1 - advantages.var() / targets.var().clamp(min=1e-8)
+        explained_variance = 1 - advantages.var(correction=0) / targets.var(correction=0).clamp(
+            1e-8
+        )
         samples = observations, actions, advantages, targets
         observations, actions, advantages, targets = (x.flatten(0, 1) for x in samples)  # (B, ...)
         if args.norm_adv and len(advantages) > 1:  # the std of a single number is NaN
