@@ -320,7 +320,7 @@ def train(args: Args) -> Path:
         # Resumed at the end of an episode it is the same run; inside one, a new episode starts.
         if done or (step - first_step) % 10_000 == 9_999:
             if losses:
-                names = "q_loss", "q_value", "policy_loss"
+                names = "q_loss", "q_value"
                 run.log("updates", step, **dict(zip(names, torch.stack(losses).mean(0))))
                 losses = []
             run.save(step)
@@ -346,14 +346,14 @@ def update(
     critic_adam.step(critic_adam.gradient(critic_loss))
 
     # 6. Policy, in every second update only: one step up Q_w1(s, μ_θ(s)).
-    policy_loss = deterministic_policy_loss(actor, critics[0], observations)
     if delayed:
+        policy_loss = deterministic_policy_loss(actor, critics[0], observations)
         actor_adam.step(actor_adam.gradient(policy_loss))
 
         # 7. Targets, in these updates only: θ', w1', w2' move towards θ, w1, w2 at the rate τ.
         polyak_update(critics, target_critics, args.tau)
         polyak_update(actor, target_actor, args.tau)
-    return torch.stack((critic_loss, q1.mean(), policy_loss)).detach()
+    return torch.stack((critic_loss, q1.mean())).detach()
 
 
 # ── Environment: the same text in every script ────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ SETTINGS = {
     "reinforce_baseline": dict(batch_size=300, learning_rate=1e-2, gamma=0.95, critic_epochs=4),
     "a2c": dict(**ROLLOUTS, learning_rate=5e-3, gamma=0.95, max_grad_norm=0.5),
     "a3c": dict(num_workers=2, num_steps=32, learning_rate=3e-3, gamma=0.95, max_grad_norm=0.5),
-    "trpo": dict(**ROLLOUTS, critic_learning_rate=3e-3, gamma=0.95, max_kl=0.05),
+    "trpo": dict(num_envs=8, num_steps=32, critic_learning_rate=3e-3, gamma=0.95, max_kl=0.05),
     "ppo": dict(
         **ROLLOUTS, learning_rate=3e-3, gamma=0.95, num_minibatches=4, update_epochs=4
     ),
