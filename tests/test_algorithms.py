@@ -863,9 +863,7 @@ def test_one_update(script):
     else:
         policy_loss = -q(critics[0], obs, torch.tanh(old_actor.net(obs))).mean()
     assert_gradient("actor_adam", policy_loss, old_actor.parameters())
-    if (
-        script != "td3"
-    ):  # which logs no loss of the policy, as it computes it in every second update
+    if script is not td3:  # td3 computes this loss in every second update only, and logs none
         assert logged[2].item() == pytest.approx(policy_loss.item(), rel=1e-4)
     pairs = [(critics, targets[1], old_targets[1]), (actor, targets[0], old_targets[0])]
     for source, target, old in pairs[: 1 if script is sac else 2]:
