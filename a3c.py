@@ -172,8 +172,9 @@ class Actor(nn.Module):
         """A sample of the distribution → the action that env.step expects."""
         action = action.numpy(force=True)
         if self.discrete:
-            return action + getattr(self.space, "start", 0)
-        action = (self.middle + self.unit * action).clip(self.space.low, self.space.high)
+            action = action + getattr(self.space, "start", 0)
+        else:
+            action = (self.middle + self.unit * action).clip(self.space.low, self.space.high)
         return action.astype(self.space.dtype)
 
     @torch.no_grad()
@@ -361,7 +362,7 @@ def train(args: Args) -> Path:
             x.share_memory_()
     lock, queue = mp.get_context("spawn").Lock(), mp.get_context("spawn").SimpleQueue()
     shared = args, actor, critic, optimizer, shared_step, lock, queue
-    workers = mp.spawn(work, shared, nprocs=args.num_workers, join=False)
+    workers = mp.spawn(work, shared, nprocs=args.num_workers, join=False, daemon=True)
     running = True
     while running or not queue.empty():
         running = not workers.join(timeout=0.1)  # raises the error of a worker that failed

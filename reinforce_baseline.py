@@ -177,8 +177,9 @@ class Actor(nn.Module):
         """A sample of the distribution → the action that env.step expects."""
         action = action.numpy(force=True)
         if self.discrete:
-            return action + getattr(self.space, "start", 0)
-        action = (self.middle + self.unit * action).clip(self.space.low, self.space.high)
+            action = action + getattr(self.space, "start", 0)
+        else:
+            action = (self.middle + self.unit * action).clip(self.space.low, self.space.high)
         return action.astype(self.space.dtype)
 
     @torch.no_grad()

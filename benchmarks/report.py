@@ -314,7 +314,7 @@ TABLES = {
     "threads": lambda: scaling("threads", "thread"),
     "start": start,
 }
-PAGES = {"README.md": ["returns", "peers"], "notes.md": ["against", "threads", "start"]}
+PAGES = {"README.md": ["returns"], "notes.md": ["against", "threads", "start"]}
 PAGES["benchmarks.md"] = [name for name in TABLES if name not in PAGES["notes.md"]]
 
 

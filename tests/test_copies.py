@@ -14,7 +14,7 @@ from conftest import EPISODIC, OFF_POLICY, ON_POLICY, ROOT, SCRIPTS
 
 # Lines at most, with header, comments and blank lines.
 LINES = dict(
-    reinforce=435, reinforce_baseline=490, a2c=550, a3c=535, trpo=600, ppo=580,
+    reinforce=435, reinforce_baseline=490, a2c=550, a3c=540, trpo=600, ppo=580,
     ddpg=500, td3=515, sac=545,
 )  # fmt: skip
 LINES_OF_TRAIN, LINES_OF_HEADER, LINES_OF_ENVIRONMENT, LINES_OF_PLUMBING = 95, 50, 34, 125
@@ -26,7 +26,7 @@ DIFFERENCES = {
     ("a2c", "a3c"): (90, 84),
     ("a2c", "trpo"): (109, 161),
     ("a2c", "ppo"): (98, 131),
-    ("ddpg", "td3"): (26, 41),
+    ("ddpg", "td3"): (27, 42),
     ("td3", "sac"): (58, 80),
 }
 

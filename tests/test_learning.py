@@ -2,7 +2,7 @@
 
 The thresholds leave room, so that the tests pass on every CPU and with every seed:
                   best    ten seeds, worst    threshold    untrained    loss with the wrong sign
-    CartPole      500     120                 60           24           9
+    CartPole      500     112                 60           24           9
     MultiDiscrete 20      16                  14           8            at most 13
     Move          −2      −7                  −9           −19          −97
 """
@@ -11,7 +11,7 @@ import importlib
 import json
 
 import pytest
-from conftest import EPISODIC, OFF_POLICY, ON_POLICY
+from conftest import OFF_POLICY, ON_POLICY
 
 ROLLOUTS = dict(num_envs=8, num_steps=16)
 SETTINGS = {
@@ -63,9 +63,8 @@ def test_learns(script, env_id):
     assert final_return(script, env_id) >= THRESHOLDS[env_id]
 
 
-@pytest.mark.parametrize("script", EPISODIC)
-def test_short_episodes_weigh_no_more_than_long_ones(script):
+def test_short_episodes_weigh_no_more_than_long_ones():
     """A short episode pays 1, a long one 2; a mean over each episode's own steps prefers 1."""
     settings = dict(total_timesteps=6_000, batch_size=1, gamma=1.0, learning_rate=3e-3)
-    settings |= dict(norm_returns=False) if script == "reinforce" else dict(norm_adv=False)
-    assert final_return(script, "odd_envs:ShortLong-v0", **settings) == pytest.approx(2)
+    settings |= dict(norm_returns=False)
+    assert final_return("reinforce", "odd_envs:ShortLong-v0", **settings) == pytest.approx(2)
