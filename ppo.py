@@ -372,7 +372,7 @@ def train(args: Args) -> Path:
         critic.update_return_norm(targets.flatten())
 
         losses = []
-        for _ in range(args.update_epochs):
+        for epoch in range(args.update_epochs):
             # 4. Advantages Â by GAE with the current critic [impl].
             with torch.no_grad():
                 values, next_values = critic(observations), critic(next_observations)  # (T, N)
@@ -385,6 +385,8 @@ def train(args: Args) -> Path:
             for minibatch in zip(*shuffled):
                 losses.append(step_up(args, minibatch, **networks).clone())
 
+            if args.target_kl is None and epoch < args.update_epochs - 1:
+                continue  # the KL is needed after the last epoch only
             with torch.no_grad():
                 log_ratio = actor(observations).log_prob(actions) - old_log_probs
             kl = (log_ratio.exp() - 1 - log_ratio).mean()  # http://joschu.net/blog/kl-approx.html
