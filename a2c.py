@@ -44,7 +44,7 @@ Not in the text [impl]
     bootstrap from V(s') at time limits                                 Pardo 2018
 
 Run: python a2c.py --env-id HalfCheetah-v4
-    1,000,000 steps in 2 minutes; return 2,345 ± 956 (10 seeds; see benchmarks.md)
+    after 1,000,000 steps: return 2,345 ± 956 (10 seeds; see benchmarks.md)
 """
 
 import json

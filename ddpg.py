@@ -36,7 +36,7 @@ Not in the text [impl]
     bootstrap from V(s') at time limits                                 Pardo 2018
 
 Run: python ddpg.py --env-id HalfCheetah-v4 --total-timesteps 200000
-    14 to 33 minutes; return 6,520 ± 639 (3 seeds; see benchmarks.md)
+    14 to 33 minutes with --compile; return 6,520 ± 639 (3 seeds; see benchmarks.md)
 """
 
 import copy

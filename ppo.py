@@ -40,7 +40,7 @@ Not in the text [impl]; benchmarks.md measures what most of it is worth
     bootstrap from V(s') at time limits                                 Pardo 2018
 
 Run: python ppo.py --env-id HalfCheetah-v4
-    1,000,000 steps in 2 to 4 minutes, 1 to 2 with --compile; return 5,748 ± 819 (10 seeds)
+    1,000,000 steps in 6 minutes, 3 with --compile; return 5,748 ± 819 (10 seeds)
 """
 
 import json

@@ -44,7 +44,7 @@ Not in the text [impl]: as in reinforce.py, and
     values standardised by running statistics, L_VF in their units      PopArt, van Hasselt 2016
 
 Run: python reinforce_baseline.py --env-id HalfCheetah-v4
-    1,000,000 steps in 2 to 4 minutes; return 850 ± 282 (10 seeds; see benchmarks.md)
+    after 1,000,000 steps: return 850 ± 282 (10 seeds; see benchmarks.md)
 """
 
 import json

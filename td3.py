@@ -39,7 +39,7 @@ Not in the text [impl]
     bootstrap from V(s') at time limits                                 Pardo 2018
 
 Run: python td3.py --env-id HalfCheetah-v4 --total-timesteps 200000
-    18 to 36 minutes; return 6,377 ± 1,024 (3 seeds; see benchmarks.md)
+    18 to 36 minutes with --compile; return 6,377 ± 1,024 (3 seeds; see benchmarks.md)
 """
 
 import copy
