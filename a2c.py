@@ -54,7 +54,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import gymnasium as gym
@@ -65,9 +64,8 @@ from torch import Tensor, distributed, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from tqdm import tqdm
 
+
 # ── Arguments ─────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass
 class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
@@ -85,9 +83,7 @@ class Args:
     # Run
     cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases (WANDB_MODE=offline needs no account)
-    wandb_project_name: str = "policy-gradients"  # W&B project
-    wandb_entity: str | None = None  # W&B user or team
+    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
     save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
@@ -95,8 +91,6 @@ class Args:
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
-
-
 class RunningNorm(nn.Module):
     """Standardises by the mean and std of all samples that `update` has seen [impl]."""
 
@@ -204,21 +198,16 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w.
-
-        The first update does not rescale: the untrained V_w takes the scale of the targets.
-        """
+        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w."""
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
-        if not first:
+        if not first:  # at first the untrained V_w takes the scale of the targets
             last.weight.mul_(std / norm.std)
             last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def policy_gradient_loss(log_probs, weights) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
@@ -260,8 +249,6 @@ def actor_critic_loss(actor, critic, observations, actions, advantages, targets,
 
 
 # ── Several processes ─────────────────────────────────────────────────────────────────────────────
-
-
 def all_mean(x: Tensor) -> Tensor:
     """g = Σ_w g_w / W  [AC-07b]: the mean of x over the W processes of torchrun; without it, x."""
     if not distributed.is_initialized():
@@ -271,20 +258,7 @@ def all_mean(x: Tensor) -> Tensor:
     return total / distributed.get_world_size()  # [AC-07b]
 
 
-def copy_from_rank_0(step: int, **state) -> int:
-    """Gives every process the step and the state of rank 0, whose run may have been resumed."""
-    if not distributed.is_initialized():
-        return step
-    content = [step, {name: part.state_dict() for name, part in state.items()}]
-    distributed.broadcast_object_list(content)
-    for name, part in state.items():
-        part.load_state_dict(content[1][name])
-    return content[0]
-
-
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def rollout(envs: list[gym.Env], obs: np.ndarray, actor: Actor, T: int) -> tuple:
     """Acts for T steps in each of N environments, starting from obs (N, O).
 
@@ -332,7 +306,12 @@ def train(args: Args) -> Path | None:
 
     networks = dict(actor=actor, critic=critic, optimizer=optimizer)
     run = Run(args, **networks) if rank == 0 else None
-    step = copy_from_rank_0(run.step if run else 0, **networks)
+    step = run.step if run else 0
+    if args.resume and rank > 0:  # load what Run loads on rank 0
+        checkpoint = torch.load(args.resume / "checkpoint.pt", "cpu", weights_only=True)
+        step = checkpoint["step"]
+        for name, part in networks.items():
+            part.load_state_dict(checkpoint["state"][name])
     seed = 10**6 * args.seed + step + rank * N  # a resumed run has other episodes
     torch.manual_seed(seed)
     obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])  # (N, O)
@@ -352,9 +331,7 @@ def train(args: Args) -> Path | None:
             values, next_values = critic(observations), critic(next_observations)  # (T, N)
             advantages = n_step_advantages(rewards, values, next_values, *ends, args.gamma)
             targets = advantages + values
-        explained_variance = 1 - advantages.var(correction=0) / targets.var(correction=0).clamp(
-            1e-8
-        )
+        unexplained = advantages.var(correction=0) / targets.var(correction=0).clamp(1e-8)
         # [impl] Update the critic's statistics before its training, which then fits the new scale.
         critic.obs_norm.update(observations.flatten(0, 1))
         critic.update_return_norm(targets.flatten())
@@ -382,16 +359,14 @@ def train(args: Args) -> Path | None:
                 run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
             names = "policy_loss", "value_loss", "entropy", "grad_norm"
             metrics = dict(zip(names, torch.stack((*terms, grad_norm)).detach()))
-            run.log("updates", step, **metrics, explained_variance=explained_variance)
+            run.log("updates", step, **metrics, explained_variance=1 - unexplained)
             run.save(step)
     if W > 1:
         distributed.destroy_process_group()
     return run.finish(step, actor) if run else None
 
 
-# ── Environment: the same text in every script ────────────────────────────────────────────────────
-
-
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat float32 observations; it records its episodes in video_folder."""
     env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
@@ -400,6 +375,7 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if video_folder:
         env.reset(), env.render()  # where this is impossible, fail now and not after training
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
+    env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
@@ -409,19 +385,14 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
     """The returns of some episodes in which the actor always takes its most probable action."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
-        obs, _ = env.reset(seed=seed if episode == 0 else None)
-        returns.append(0.0)
-        for _ in range(100_000):  # without a time limit, this policy may never end the episode
-            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()
-            obs, reward, terminated, truncated, _ = env.step(action[()])  # [()]: 0-d → number
-            returns[-1] += reward
-            if terminated or truncated:
-                break
+        (obs, _), done = env.reset(seed=None if episode else seed), False
+        while not done:
+            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()[()]  # 0-d → number
+            obs, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+        returns.append(float(info["statistics"]["r"]))
     env.close()  # completes the last video
     return returns
-
-
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
 class Run:
@@ -434,19 +405,15 @@ class Run:
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
         self.args, self.env, self.state, self.wandb = args, env, state, None
-        self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
-        self.saved_at = self.start
-        script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-        name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
-        self.folder = args.resume or Path("runs", name)
-        if not args.resume:
-            self.folder.mkdir(parents=True)
-            self.save(0, now=True)
-        else:
+        self.step, self.returns = 0, deque(maxlen=100)
+        self.start = self.saved_at = time.time()
+        script = Path(__file__).stem
+        name = f"{args.env_id}__{script}__{args.seed}__{time.time_ns()}"
+        self.folder = args.resume or Path("runs", name.replace("/", "-").replace(":", "-"))
+        self.eval_env = make_env(args.env_id, args.capture_video and self.folder / "videos")
+        if args.resume:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
-                if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
-                    saved["param_groups"] = state[part].state_dict()["param_groups"]
                 state[part].load_state_dict(saved)
             for path in self.folder.glob("*.csv"):
                 os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
@@ -455,22 +422,22 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
-        if not args.resume or self.step < args.total_timesteps:  # else it is only evaluated
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.save(0, now=True)
+        if self.step < args.total_timesteps:  # else it is only evaluated
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        videos = self.folder / "videos" if args.capture_video else None
-        self.eval_env = make_env(args.env_id, videos)
         if args.track:
             import wandb
 
-            names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
-            names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
+            names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
             self.wandb = wandb.init(config=asdict(args), **names)
             self.wandb.define_metric("*", step_metric="step")
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
-        self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
-        self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
+        total = max(args.total_timesteps, self.step)
+        self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
         Run.current = self  # for the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
@@ -541,8 +508,7 @@ if __name__ == "__main__":
         if run := getattr(Run, "current", None):
             run.bar.close()
             print(f"To continue from the last checkpoint: --resume {run.folder}")
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit(130)
-        if isinstance(error, (gym.error.Error, FloatingPointError, OSError, ImportError)):
+        users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
+        if isinstance(error, users):
             sys.exit(f"{type(error).__name__}: {error}")
         raise  # with a traceback, because it may be a bug

@@ -48,7 +48,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import gymnasium as gym
@@ -60,9 +59,8 @@ from torch import multiprocessing as mp
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from tqdm import tqdm
 
+
 # ── Arguments ─────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass
 class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
@@ -79,9 +77,7 @@ class Args:
     max_grad_norm: float = 0.1  # clip the norm of the joint gradient of θ and w to this
     # Run
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases (WANDB_MODE=offline needs no account)
-    wandb_project_name: str = "policy-gradients"  # W&B project
-    wandb_entity: str | None = None  # W&B user or team
+    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
     save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
@@ -89,8 +85,6 @@ class Args:
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
-
-
 class RunningNorm(nn.Module):
     """Standardises by the mean and std of all samples that `update` has seen [impl]."""
 
@@ -198,21 +192,16 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w.
-
-        The first update does not rescale: the untrained V_w takes the scale of the targets.
-        """
+        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w."""
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
-        if not first:
+        if not first:  # at first the untrained V_w takes the scale of the targets
             last.weight.mul_(std / norm.std)
             last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def policy_gradient_loss(log_probs, weights) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
@@ -254,8 +243,6 @@ def actor_critic_loss(actor, critic, observations, actions, advantages, targets,
 
 
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def rollout(envs: list[gym.Env], obs: np.ndarray, actor: Actor, T: int) -> tuple:
     """Acts for T steps in each of N environments, starting from obs (N, O).
 
@@ -306,9 +293,7 @@ def work(rank, args, shared_actor, shared_critic, optimizer, shared_step, lock, 
             values, next_values = critic(observations), critic(next_observations)  # (T, 1)
             advantages = n_step_advantages(rewards, values, next_values, *ends, args.gamma)
             targets = advantages + values
-        explained_variance = 1 - advantages.var(correction=0) / targets.var(correction=0).clamp(
-            1e-8
-        )
+        unexplained = advantages.var(correction=0) / targets.var(correction=0).clamp(1e-8)
         # [impl] Update the critic's statistics before its training, which then fits the new scale.
         critic.obs_norm.update(observations.flatten(0, 1))
         critic.update_return_norm(targets.flatten())
@@ -333,7 +318,7 @@ def work(rank, args, shared_actor, shared_critic, optimizer, shared_step, lock, 
             shared_actor.obs_norm.update(observations.flatten(0, 1))
             shared_step += T
             names = "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance"
-            metrics = torch.stack((*terms, grad_norm, explained_variance)).tolist()
+            metrics = torch.stack((*terms, grad_norm, 1 - unexplained)).tolist()
             queue.put((int(shared_step), episodes, dict(zip(names, metrics))))
 
 
@@ -377,9 +362,7 @@ def train(args: Args) -> Path:
     return run.finish(int(shared_step), actor)
 
 
-# ── Environment: the same text in every script ────────────────────────────────────────────────────
-
-
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat float32 observations; it records its episodes in video_folder."""
     env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
@@ -388,6 +371,7 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if video_folder:
         env.reset(), env.render()  # where this is impossible, fail now and not after training
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
+    env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
@@ -397,19 +381,14 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
     """The returns of some episodes in which the actor always takes its most probable action."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
-        obs, _ = env.reset(seed=seed if episode == 0 else None)
-        returns.append(0.0)
-        for _ in range(100_000):  # without a time limit, this policy may never end the episode
-            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()
-            obs, reward, terminated, truncated, _ = env.step(action[()])  # [()]: 0-d → number
-            returns[-1] += reward
-            if terminated or truncated:
-                break
+        (obs, _), done = env.reset(seed=None if episode else seed), False
+        while not done:
+            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()[()]  # 0-d → number
+            obs, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+        returns.append(float(info["statistics"]["r"]))
     env.close()  # completes the last video
     return returns
-
-
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
 class Run:
@@ -422,19 +401,15 @@ class Run:
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
         self.args, self.env, self.state, self.wandb = args, env, state, None
-        self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
-        self.saved_at = self.start
-        script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-        name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
-        self.folder = args.resume or Path("runs", name)
-        if not args.resume:
-            self.folder.mkdir(parents=True)
-            self.save(0, now=True)
-        else:
+        self.step, self.returns = 0, deque(maxlen=100)
+        self.start = self.saved_at = time.time()
+        script = Path(__file__).stem
+        name = f"{args.env_id}__{script}__{args.seed}__{time.time_ns()}"
+        self.folder = args.resume or Path("runs", name.replace("/", "-").replace(":", "-"))
+        self.eval_env = make_env(args.env_id, args.capture_video and self.folder / "videos")
+        if args.resume:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
-                if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
-                    saved["param_groups"] = state[part].state_dict()["param_groups"]
                 state[part].load_state_dict(saved)
             for path in self.folder.glob("*.csv"):
                 os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
@@ -443,22 +418,22 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
-        if not args.resume or self.step < args.total_timesteps:  # else it is only evaluated
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.save(0, now=True)
+        if self.step < args.total_timesteps:  # else it is only evaluated
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        videos = self.folder / "videos" if args.capture_video else None
-        self.eval_env = make_env(args.env_id, videos)
         if args.track:
             import wandb
 
-            names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
-            names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
+            names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
             self.wandb = wandb.init(config=asdict(args), **names)
             self.wandb.define_metric("*", step_metric="step")
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
-        self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
-        self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
+        total = max(args.total_timesteps, self.step)
+        self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
         Run.current = self  # for the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
@@ -529,8 +504,7 @@ if __name__ == "__main__":
         if run := getattr(Run, "current", None):
             run.bar.close()
             print(f"To continue from the last checkpoint: --resume {run.folder}")
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit(130)
-        if isinstance(error, (gym.error.Error, FloatingPointError, OSError, ImportError)):
+        users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
+        if isinstance(error, users):
             sys.exit(f"{type(error).__name__}: {error}")
         raise  # with a traceback, because it may be a bug

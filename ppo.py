@@ -50,7 +50,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import gymnasium as gym
@@ -61,9 +60,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from tqdm import tqdm
 
+
 # ── Arguments ─────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass
 class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
@@ -88,9 +86,7 @@ class Args:
     # Run
     cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases (WANDB_MODE=offline needs no account)
-    wandb_project_name: str = "policy-gradients"  # W&B project
-    wandb_entity: str | None = None  # W&B user or team
+    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
     save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
@@ -98,8 +94,6 @@ class Args:
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
-
-
 class RunningNorm(nn.Module):
     """Standardises by the mean and std of all samples that `update` has seen [impl]."""
 
@@ -207,21 +201,16 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w.
-
-        The first update does not rescale: the untrained V_w takes the scale of the targets.
-        """
+        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w."""
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
-        if not first:
+        if not first:  # at first the untrained V_w takes the scale of the targets
             last.weight.mul_(std / norm.std)
             last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def gae(rewards, values, next_values, terminations, truncations, gamma, gae_lambda) -> Tensor:
     """Â_t = Σ_l (γλ)^l δ_{t+l}  [X-GAE]
 
@@ -262,10 +251,7 @@ def ppo_objective(actor, critic, observations, actions, old_log_probs, advantage
 
 
 class Adam(nn.Module):
-    """Adam (Kingma 2015) on one flat vector (d,), in operations that compile into a single graph.
-
-    torch.optim.Adam computes the same, but its step splits the graph.
-    """
+    """Adam (Kingma 2015) on a flat vector (d,); torch.optim's would split the compiled graph."""
 
     def __init__(self, parameters, learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__()
@@ -276,13 +262,13 @@ class Adam(nn.Module):
         self.register_buffer("mean", torch.zeros(sum(self.sizes)))
         self.register_buffer("square", torch.zeros(sum(self.sizes)))
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """∇_θ of the loss, (d,)."""
-        return torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])
-
     @torch.no_grad()
-    def step(self, gradient: Tensor) -> None:
-        """Moves θ down the gradient (d,)."""
+    def step(self, loss: Tensor, max_norm: float | None = None) -> Tensor:
+        """Moves θ down the loss's gradient, its norm clipped to max_norm; returns that norm."""
+        gradient = torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])  # (d,)
+        norm = gradient.norm()
+        if max_norm is not None:
+            gradient *= (max_norm / norm).clamp(max=1)
         self.steps += 1
         self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂
@@ -290,6 +276,7 @@ class Adam(nn.Module):
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
         torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
+        return norm
 
 
 def compiled(update, cuda: bool):
@@ -300,8 +287,6 @@ def compiled(update, cuda: bool):
 
 
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def rollout(envs: list[gym.Env], obs: np.ndarray, actor: Actor, T: int) -> tuple:
     """Acts for T steps in each of N environments, starting from obs (N, O).
 
@@ -364,9 +349,7 @@ def train(args: Args) -> Path:
             values, next_values = critic(observations), critic(next_observations)  # (T, N)
             advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
             targets = advantages + values
-        explained_variance = 1 - advantages.var(correction=0) / targets.var(correction=0).clamp(
-            1e-8
-        )
+        unexplained = advantages.var(correction=0) / targets.var(correction=0).clamp(1e-8)
         # [impl] Update the critic's statistics before its training, which then fits the new scale.
         critic.obs_norm.update(observations.flatten(0, 1))
         critic.update_return_norm(targets.flatten())
@@ -406,7 +389,7 @@ def train(args: Args) -> Path:
         metrics = dict(zip(names, torch.stack(losses).mean(0)))  # means over all minibatches
         clip_fraction = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean()
         metrics |= dict(clip_fraction=clip_fraction, approx_kl=kl)
-        run.log("updates", step, **metrics, explained_variance=explained_variance)
+        run.log("updates", step, **metrics, explained_variance=1 - unexplained)
         run.save(step)
     return run.finish(step, actor)
 
@@ -415,15 +398,11 @@ def update(args, minibatch, actor, critic, adam) -> Tensor:
     """One Adam step up L, with the gradient clipped; returns what is logged."""
     objective, *terms = ppo_objective(actor, critic, *minibatch, args)
     # Ascent on the objective = descent on its negative.
-    gradient = adam.gradient(-objective)  # (d,)
-    norm = gradient.norm()
-    adam.step(gradient * (args.max_grad_norm / norm).clamp(max=1))
+    norm = adam.step(-objective, args.max_grad_norm)
     return torch.stack((*terms, norm)).detach()
 
 
-# ── Environment: the same text in every script ────────────────────────────────────────────────────
-
-
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat float32 observations; it records its episodes in video_folder."""
     env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
@@ -432,6 +411,7 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if video_folder:
         env.reset(), env.render()  # where this is impossible, fail now and not after training
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
+    env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
@@ -441,19 +421,14 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
     """The returns of some episodes in which the actor always takes its most probable action."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
-        obs, _ = env.reset(seed=seed if episode == 0 else None)
-        returns.append(0.0)
-        for _ in range(100_000):  # without a time limit, this policy may never end the episode
-            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()
-            obs, reward, terminated, truncated, _ = env.step(action[()])  # [()]: 0-d → number
-            returns[-1] += reward
-            if terminated or truncated:
-                break
+        (obs, _), done = env.reset(seed=None if episode else seed), False
+        while not done:
+            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()[()]  # 0-d → number
+            obs, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+        returns.append(float(info["statistics"]["r"]))
     env.close()  # completes the last video
     return returns
-
-
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
 class Run:
@@ -466,19 +441,15 @@ class Run:
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
         self.args, self.env, self.state, self.wandb = args, env, state, None
-        self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
-        self.saved_at = self.start
-        script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-        name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
-        self.folder = args.resume or Path("runs", name)
-        if not args.resume:
-            self.folder.mkdir(parents=True)
-            self.save(0, now=True)
-        else:
+        self.step, self.returns = 0, deque(maxlen=100)
+        self.start = self.saved_at = time.time()
+        script = Path(__file__).stem
+        name = f"{args.env_id}__{script}__{args.seed}__{time.time_ns()}"
+        self.folder = args.resume or Path("runs", name.replace("/", "-").replace(":", "-"))
+        self.eval_env = make_env(args.env_id, args.capture_video and self.folder / "videos")
+        if args.resume:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
-                if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
-                    saved["param_groups"] = state[part].state_dict()["param_groups"]
                 state[part].load_state_dict(saved)
             for path in self.folder.glob("*.csv"):
                 os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
@@ -487,22 +458,22 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
-        if not args.resume or self.step < args.total_timesteps:  # else it is only evaluated
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.save(0, now=True)
+        if self.step < args.total_timesteps:  # else it is only evaluated
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        videos = self.folder / "videos" if args.capture_video else None
-        self.eval_env = make_env(args.env_id, videos)
         if args.track:
             import wandb
 
-            names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
-            names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
+            names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
             self.wandb = wandb.init(config=asdict(args), **names)
             self.wandb.define_metric("*", step_metric="step")
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
-        self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
-        self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
+        total = max(args.total_timesteps, self.step)
+        self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
         Run.current = self  # for the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
@@ -573,8 +544,7 @@ if __name__ == "__main__":
         if run := getattr(Run, "current", None):
             run.bar.close()
             print(f"To continue from the last checkpoint: --resume {run.folder}")
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit(130)
-        if isinstance(error, (gym.error.Error, FloatingPointError, OSError, ImportError)):
+        users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
+        if isinstance(error, users):
             sys.exit(f"{type(error).__name__}: {error}")
         raise  # with a traceback, because it may be a bug

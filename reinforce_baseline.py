@@ -54,7 +54,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 import gymnasium as gym
@@ -65,9 +64,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from tqdm import tqdm
 
+
 # ── Arguments ─────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass
 class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
@@ -84,9 +82,7 @@ class Args:
     # Run
     cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases (WANDB_MODE=offline needs no account)
-    wandb_project_name: str = "policy-gradients"  # W&B project
-    wandb_entity: str | None = None  # W&B user or team
+    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
     save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
@@ -94,8 +90,6 @@ class Args:
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
-
-
 class RunningNorm(nn.Module):
     """Standardises by the mean and std of all samples that `update` has seen [impl]."""
 
@@ -203,21 +197,16 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def update_return_norm(self, targets: Tensor) -> None:
-        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w.
-
-        The first update does not rescale: the untrained V_w takes the scale of the targets.
-        """
+        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w."""
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
-        if not first:
+        if not first:  # at first the untrained V_w takes the scale of the targets
             last.weight.mul_(std / norm.std)
             last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def discounted_returns(rewards, gamma) -> Tensor:
     """G_t = Σ_{k=t..T} γ^{k−t} r_k  [CS-6a], by G_t = r_t + γ G_{t+1}; one episode, (T,) → (T,)."""
     returns = rewards * 1.0  # a copy, of floats
@@ -236,15 +225,7 @@ def policy_gradient_loss(log_probs, weights) -> Tensor:
     return -(log_probs * weights).mean()  # [CS-5.4a]
 
 
-def value_loss(values, targets) -> Tensor:
-    """L_VF = (V_w(s_t) − V_t^target)²  [X-VF]; both (B,) → scalar, the mean."""
-    assert values.shape == targets.shape
-    return ((values - targets) ** 2).mean()  # [X-VF]
-
-
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def play_episode(env: gym.Env, actor: Actor) -> tuple:
     """One episode: observations (T, O), actions (T, ...), rewards (T,), and its statistics."""
     device = next(actor.parameters()).device
@@ -266,6 +247,7 @@ def train(args: Args) -> Path:
     torch.set_num_threads(args.num_threads)
     device = torch.device("cuda" if args.cuda else "cpu")
     env = make_env(args.env_id)
+    env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
 
     # 1. Initialise the policy θ and the critic w.
     actor = Actor(env.observation_space, env.action_space).to(device)
@@ -275,9 +257,9 @@ def train(args: Args) -> Path:
 
     networks = dict(actor=actor, critic=critic)
     run = Run(args, env, **networks, optimizer=optimizer, critic_optimizer=critic_optimizer)
+    optimizer.param_groups[0]["lr"] = args.learning_rate  # a resumed run may have had another
+    critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
     step = run.step
-    if step == 0:
-        env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     while step < args.total_timesteps:
         # 2. For each episode; [impl] several of them before line 7.
         episodes, first_step = [], step
@@ -318,8 +300,8 @@ def train(args: Args) -> Path:
         for _ in range(args.critic_epochs):
             order = torch.randperm(len(returns), device=device)
             for rows in order.split(args.critic_batch_size):
-                critic_loss = value_loss(critic(observations[rows]), returns[rows])
-                critic_loss = critic_loss / critic.return_norm.std**2  # [impl] scale-free
+                value_errors = (critic(observations[rows]) - returns[rows]) / critic.return_norm.std
+                critic_loss = (value_errors**2).mean()  # [X-VF]
                 critic_optimizer.zero_grad()
                 critic_loss.backward()
                 critic_optimizer.step()
@@ -331,9 +313,7 @@ def train(args: Args) -> Path:
     return run.finish(step, actor)
 
 
-# ── Environment: the same text in every script ────────────────────────────────────────────────────
-
-
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat float32 observations; it records its episodes in video_folder."""
     env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
@@ -342,6 +322,7 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if video_folder:
         env.reset(), env.render()  # where this is impossible, fail now and not after training
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
+    env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
@@ -351,19 +332,14 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
     """The returns of some episodes in which the actor always takes its most probable action."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
-        obs, _ = env.reset(seed=seed if episode == 0 else None)
-        returns.append(0.0)
-        for _ in range(100_000):  # without a time limit, this policy may never end the episode
-            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()
-            obs, reward, terminated, truncated, _ = env.step(action[()])  # [()]: 0-d → number
-            returns[-1] += reward
-            if terminated or truncated:
-                break
+        (obs, _), done = env.reset(seed=None if episode else seed), False
+        while not done:
+            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()[()]  # 0-d → number
+            obs, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+        returns.append(float(info["statistics"]["r"]))
     env.close()  # completes the last video
     return returns
-
-
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
 class Run:
@@ -376,19 +352,15 @@ class Run:
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
         self.args, self.env, self.state, self.wandb = args, env, state, None
-        self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
-        self.saved_at = self.start
-        script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-        name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
-        self.folder = args.resume or Path("runs", name)
-        if not args.resume:
-            self.folder.mkdir(parents=True)
-            self.save(0, now=True)
-        else:
+        self.step, self.returns = 0, deque(maxlen=100)
+        self.start = self.saved_at = time.time()
+        script = Path(__file__).stem
+        name = f"{args.env_id}__{script}__{args.seed}__{time.time_ns()}"
+        self.folder = args.resume or Path("runs", name.replace("/", "-").replace(":", "-"))
+        self.eval_env = make_env(args.env_id, args.capture_video and self.folder / "videos")
+        if args.resume:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
-                if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
-                    saved["param_groups"] = state[part].state_dict()["param_groups"]
                 state[part].load_state_dict(saved)
             for path in self.folder.glob("*.csv"):
                 os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
@@ -397,22 +369,22 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
-        if not args.resume or self.step < args.total_timesteps:  # else it is only evaluated
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.save(0, now=True)
+        if self.step < args.total_timesteps:  # else it is only evaluated
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        videos = self.folder / "videos" if args.capture_video else None
-        self.eval_env = make_env(args.env_id, videos)
         if args.track:
             import wandb
 
-            names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
-            names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
+            names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
             self.wandb = wandb.init(config=asdict(args), **names)
             self.wandb.define_metric("*", step_metric="step")
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
-        self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
-        self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
+        total = max(args.total_timesteps, self.step)
+        self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
         Run.current = self  # for the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
@@ -483,8 +455,7 @@ if __name__ == "__main__":
         if run := getattr(Run, "current", None):
             run.bar.close()
             print(f"To continue from the last checkpoint: --resume {run.folder}")
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit(130)
-        if isinstance(error, (gym.error.Error, FloatingPointError, OSError, ImportError)):
+        users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
+        if isinstance(error, users):
             sys.exit(f"{type(error).__name__}: {error}")
         raise  # with a traceback, because it may be a bug

@@ -50,7 +50,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -61,9 +60,8 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
+
 # ── Arguments ─────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass
 class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
@@ -86,9 +84,7 @@ class Args:
     # Run
     cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases (WANDB_MODE=offline needs no account)
-    wandb_project_name: str = "policy-gradients"  # W&B project
-    wandb_entity: str | None = None  # W&B user or team
+    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
     save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
@@ -96,8 +92,6 @@ class Args:
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
     """Two hidden layers of 256 ReLU units, PyTorch's default initialisation [impl]."""
     layers = [nn.Linear(inputs, 256), nn.Linear(256, 256), nn.Linear(256, outputs)]
@@ -122,11 +116,8 @@ class Actor(nn.Module):
     def to_env(self, action: Tensor) -> np.ndarray:
         """Actions (..., A) in [−1, 1] → the action that env.step expects."""
         action = action.numpy(force=True).reshape(action.shape[:-1] + self.space.shape)
-        middle, unit = (
-            (self.space.low + self.space.high) / 2,
-            (self.space.high - self.space.low) / 2,
-        )
-        return (middle + unit * action).clip(self.space.low, self.space.high)
+        low, high = self.space.low, self.space.high
+        return ((low + high) / 2 + (high - low) / 2 * action).clip(low, high)
 
     @torch.no_grad()
     def mode(self, obs: Tensor) -> Tensor:
@@ -147,8 +138,6 @@ class Critic(nn.Module):
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def clipped_noise(actions, std, bound) -> Tensor:
     """ε ∼ clip(N(0,σ), −c, c)  [AC-11c], one number per entry of the actions (B, A)."""
     return (std * torch.randn_like(actions)).clamp(-bound, bound)  # [AC-11c]
@@ -160,12 +149,6 @@ def td_target(rewards, next_q1, next_q2, terminations, gamma) -> Tensor:
     next_q = torch.min(next_q1, next_q2)  # [AC-11a]
     # V(s') = 0 only if terminated; a time limit still bootstraps.
     return rewards + gamma * ~terminations * next_q  # [AC-11d]
-
-
-def q_loss(q_values, target_q) -> Tensor:
-    """L_critic = δ_t²  [CS-10d], here (Q_w(s, a) − y)²; both (B,) → scalar, the mean."""
-    assert q_values.shape == target_q.shape
-    return ((q_values - target_q) ** 2).mean()  # [CS-10d]
 
 
 def deterministic_policy_loss(actor: Actor, critic: Critic, observations) -> Tensor:
@@ -184,10 +167,7 @@ def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
 
 
 class Adam(nn.Module):
-    """Adam (Kingma 2015) on one flat vector (d,), in operations that compile into a single graph.
-
-    torch.optim.Adam computes the same, but its step splits the graph.
-    """
+    """Adam (Kingma 2015) on a flat vector (d,); torch.optim's would split the compiled graph."""
 
     def __init__(self, parameters, learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__()
@@ -198,13 +178,13 @@ class Adam(nn.Module):
         self.register_buffer("mean", torch.zeros(sum(self.sizes)))
         self.register_buffer("square", torch.zeros(sum(self.sizes)))
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """∇_θ of the loss, (d,)."""
-        return torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])
-
     @torch.no_grad()
-    def step(self, gradient: Tensor) -> None:
-        """Moves θ down the gradient (d,)."""
+    def step(self, loss: Tensor, max_norm: float | None = None) -> Tensor:
+        """Moves θ down the loss's gradient, its norm clipped to max_norm; returns that norm."""
+        gradient = torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])  # (d,)
+        norm = gradient.norm()
+        if max_norm is not None:
+            gradient *= (max_norm / norm).clamp(max=1)
         self.steps += 1
         self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂
@@ -212,6 +192,7 @@ class Adam(nn.Module):
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
         torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
+        return norm
 
 
 def compiled(update, cuda: bool):
@@ -222,15 +203,12 @@ def compiled(update, cuda: bool):
 
 
 # ── Replay buffer ─────────────────────────────────────────────────────────────────────────────────
-
-
 class ReplayBuffer:
     """FIFO store, uniform sample  [X-REPLAY]; one array per field, in main memory."""
 
     def __init__(self, size: int, obs_size: int, action_size: int, device: torch.device) -> None:
         shapes = (size, obs_size), (size, action_size), (size,), (size, obs_size)
         self.arrays = [np.empty(shape, np.float32) for shape in shapes] + [np.empty(size, bool)]
-        self.tensors = [torch.from_numpy(array) for array in self.arrays]  # the same memory
         self.size, self.device, self.filled, self.next = size, device, 0, 0
 
     def add(self, *transition) -> None:
@@ -243,7 +221,7 @@ class ReplayBuffer:
     def sample(self, batch_size: int) -> list[Tensor]:
         """(B, O), (B, A), (B,), (B, O), (B,), drawn with replacement, in the order of add."""
         rows = torch.randint(self.filled, (batch_size,))
-        return [tensor[rows].to(self.device) for tensor in self.tensors]  # [X-REPLAY]
+        return [torch.from_numpy(x)[rows].to(self.device) for x in self.arrays]  # [X-REPLAY]
 
     def state_dict(self) -> dict:
         """The rows written so far, without copying them."""
@@ -252,13 +230,11 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict) -> None:
         self.next, self.filled = state["next"], len(state["rows"][0])
-        for tensor, rows in zip(self.tensors, state["rows"], strict=True):
-            tensor[: self.filled] = rows
+        for array, rows in zip(self.arrays, state["rows"], strict=True):
+            array[: self.filled] = rows.numpy()
 
 
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def train(args: Args) -> Path:
     """Trains, saves and evaluates; returns the run's folder."""
     if args.learning_starts >= args.total_timesteps > 0:
@@ -268,24 +244,21 @@ def train(args: Args) -> Path:
     torch.set_float32_matmul_precision(args.matmul_precision)
     device = torch.device("cuda" if args.cuda else "cpu")
     env = make_env(args.env_id)
+    env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     spaces = env.observation_space, env.action_space
 
     # 1. Initialise the policy θ, the critics w1, w2, and targets θ' = θ, w1' = w1, w2' = w2.
-    actor = Actor(*spaces).to(device)
-    critics = nn.ModuleList([Critic(*spaces), Critic(*spaces)]).to(device)
-    target_actor, target_critics = copy.deepcopy(actor), copy.deepcopy(critics)
-    actor_adam = Adam(actor.parameters(), args.policy_lr).to(device)
-    critic_adam = Adam(critics.parameters(), args.learning_rate).to(device)
+    actor, critics = Actor(*spaces), nn.ModuleList([Critic(*spaces), Critic(*spaces)])
+    adam = nn.ModuleDict(dict(actor=Adam(actor.parameters(), args.policy_lr)))
+    adam["critics"] = Adam(critics.parameters(), args.learning_rate)
+    networks = dict(actor=actor, critics=critics, adam=adam)
+    networks |= dict(target_actor=copy.deepcopy(actor), target_critics=copy.deepcopy(critics))
+    networks = nn.ModuleDict(networks).to(device)
     action_size = env.action_space.low.size
     buffer = ReplayBuffer(args.buffer_size, *spaces[0].shape, action_size, device)
 
-    networks = dict(actor=actor, critics=critics)
-    networks |= dict(target_actor=target_actor, target_critics=target_critics)
-    networks |= dict(actor_adam=actor_adam, critic_adam=critic_adam)
     run = Run(args, env, **networks, buffer=buffer)
     steps_5_to_7 = compiled(update, args.cuda) if args.compile else update
-    if run.step == 0:
-        env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     done, losses = True, []
     for step in range(run.step + 1, args.total_timesteps + 1):
         if done:
@@ -327,9 +300,7 @@ def train(args: Args) -> Path:
     return run.finish(max(run.step, args.total_timesteps), actor)  # run.step if only evaluated
 
 
-def update(
-    args, batch, delayed, actor, critics, target_actor, target_critics, actor_adam, critic_adam
-) -> Tensor:
+def update(args, batch, delayed, actor, critics, target_actor, target_critics, adam) -> Tensor:
     """Steps 5 to 7 with a batch (B, ...), 6 and 7 if `delayed`; returns what is logged."""
     observations, actions, rewards, next_observations, terminations = batch
 
@@ -342,13 +313,13 @@ def update(
         next_q1, next_q2 = (q(next_observations, next_actions) for q in target_critics)  # (B,)
         target_q = td_target(rewards, next_q1, next_q2, terminations, args.gamma)  # (B,)
     q1, q2 = (q(observations, actions) for q in critics)  # (B,)
-    critic_loss = q_loss(q1, target_q) + q_loss(q2, target_q)
-    critic_adam.step(critic_adam.gradient(critic_loss))
+    critic_loss = ((q1 - target_q) ** 2 + (q2 - target_q) ** 2).mean()  # [CS-10d]
+    adam["critics"].step(critic_loss)
 
     # 6. Policy, in every second update only: one step up Q_w1(s, μ_θ(s)).
     if delayed:
         policy_loss = deterministic_policy_loss(actor, critics[0], observations)
-        actor_adam.step(actor_adam.gradient(policy_loss))
+        adam["actor"].step(policy_loss)
 
         # 7. Targets, in these updates only: θ', w1', w2' move towards θ, w1, w2 at the rate τ.
         polyak_update(critics, target_critics, args.tau)
@@ -356,9 +327,7 @@ def update(
     return torch.stack((critic_loss, q1.mean())).detach()
 
 
-# ── Environment: the same text in every script ────────────────────────────────────────────────────
-
-
+# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat float32 observations; it records its episodes in video_folder."""
     env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
@@ -367,6 +336,7 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if video_folder:
         env.reset(), env.render()  # where this is impossible, fail now and not after training
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
+    env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
     env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
@@ -376,19 +346,14 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
     """The returns of some episodes in which the actor always takes its most probable action."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
-        obs, _ = env.reset(seed=seed if episode == 0 else None)
-        returns.append(0.0)
-        for _ in range(100_000):  # without a time limit, this policy may never end the episode
-            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()
-            obs, reward, terminated, truncated, _ = env.step(action[()])  # [()]: 0-d → number
-            returns[-1] += reward
-            if terminated or truncated:
-                break
+        (obs, _), done = env.reset(seed=None if episode else seed), False
+        while not done:
+            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()[()]  # 0-d → number
+            obs, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+        returns.append(float(info["statistics"]["r"]))
     env.close()  # completes the last video
     return returns
-
-
-# ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
 
 
 class Run:
@@ -401,19 +366,15 @@ class Run:
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
         self.args, self.env, self.state, self.wandb = args, env, state, None
-        self.step, self.start, self.returns = 0, time.time(), deque(maxlen=100)
-        self.saved_at = self.start
-        script, now = Path(__file__).stem, f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-        name = f"{args.env_id}__{script}__{args.seed}__{now}".replace("/", "-").replace(":", "-")
-        self.folder = args.resume or Path("runs", name)
-        if not args.resume:
-            self.folder.mkdir(parents=True)
-            self.save(0, now=True)
-        else:
+        self.step, self.returns = 0, deque(maxlen=100)
+        self.start = self.saved_at = time.time()
+        script = Path(__file__).stem
+        name = f"{args.env_id}__{script}__{args.seed}__{time.time_ns()}"
+        self.folder = args.resume or Path("runs", name.replace("/", "-").replace(":", "-"))
+        self.eval_env = make_env(args.env_id, args.capture_video and self.folder / "videos")
+        if args.resume:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
-                if "param_groups" in saved:  # an optimizer's: its learning rate is that of args
-                    saved["param_groups"] = state[part].state_dict()["param_groups"]
                 state[part].load_state_dict(saved)
             for path in self.folder.glob("*.csv"):
                 os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
@@ -422,22 +383,22 @@ class Run:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
-        if not args.resume or self.step < args.total_timesteps:  # else it is only evaluated
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.save(0, now=True)
+        if self.step < args.total_timesteps:  # else it is only evaluated
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        videos = self.folder / "videos" if args.capture_video else None
-        self.eval_env = make_env(args.env_id, videos)
         if args.track:
             import wandb
 
-            names = dict(project=args.wandb_project_name, entity=args.wandb_entity)
-            names |= dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
+            names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
             self.wandb = wandb.init(config=asdict(args), **names)
             self.wandb.define_metric("*", step_metric="step")
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
-        self.bar = tqdm(total=max(args.total_timesteps, self.step), initial=self.step, unit_scale=1)
-        self.bar.mininterval = 0.5 if sys.stderr.isatty() else 60  # seconds
+        total = max(args.total_timesteps, self.step)
+        self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
         Run.current = self  # for the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
@@ -508,8 +469,7 @@ if __name__ == "__main__":
         if run := getattr(Run, "current", None):
             run.bar.close()
             print(f"To continue from the last checkpoint: --resume {run.folder}")
-        if isinstance(error, KeyboardInterrupt):
-            sys.exit(130)
-        if isinstance(error, (gym.error.Error, FloatingPointError, OSError, ImportError)):
+        users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
+        if isinstance(error, users):
             sys.exit(f"{type(error).__name__}: {error}")
         raise  # with a traceback, because it may be a bug

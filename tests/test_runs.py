@@ -104,7 +104,7 @@ def assert_same_state(first, second):
 def test_a_file_runs_alone(script, tmp_path):
     """A copy in an empty folder trains, writes its files, and its policy loads and evaluates."""
     shutil.copy(ROOT / f"{script}.py", tmp_path)
-    env_id = "CartPole-v1" if script in ("a2c", "trpo", "ppo") else "Pendulum-v1"
+    env_id = "CartPole-v1" if script in ("a2c", "a3c", "trpo", "ppo") else "Pendulum-v1"
     settings = dict(env_id=env_id, seed=3) | TINY[script]
     command = [sys.executable, f"{script}.py", *flags(settings)]
     variables = {name: x for name, x in os.environ.items() if name != "PYTHONPATH"}
@@ -190,8 +190,7 @@ def test_video_that_cannot_be_recorded(script, tmp_path):
     """The run fails before it trains, not after, if the environment cannot draw itself."""
     with pytest.raises(NotImplementedError):
         train(script, capture_video=True)
-    assert not list(tmp_path.glob("runs/*/updates.csv"))
-    assert not list(tmp_path.glob("runs/*/episodes.csv"))
+    assert not list(tmp_path.iterdir())
 
 
 # ── Seeds and resuming ────────────────────────────────────────────────────────────────────────────
@@ -220,7 +219,7 @@ def test_half_and_half_is_the_whole(script):
     assert first == second
 
 
-@pytest.mark.parametrize("script", ["a2c", "a3c", "trpo", "ppo"])
+@pytest.mark.parametrize("script", ["a2c", "trpo", "ppo"])
 def test_resume_with_several_environments(script):
     """The rows go on where they ended, and the episodes are new ones."""
     folder = train(script)
@@ -425,7 +424,7 @@ def test_interrupt(script, tmp_path):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert f"--resume runs/{only_folder(tmp_path).name}" in output and process.returncode == 130
+    assert f"--resume runs/{only_folder(tmp_path).name}" in output and process.returncode == 1
     assert "Traceback" not in output, output
 
 
@@ -459,10 +458,10 @@ ALL = odd_envs.DISCRETE | odd_envs.BOUNDED | odd_envs.UNBOUNDED
 
 
 @pytest.mark.parametrize("space", ALL)
-@pytest.mark.parametrize("script", ON_POLICY)
-def test_action_spaces_on_policy(script, space):
-    """Every action sent is in the space, has its type, and is scored by one number a sample."""
-    module, n = importlib.import_module(script), 50
+def test_action_spaces_on_policy(space):
+    """Every action sent is in the space, has its type, and is scored by one number a sample. The
+    class Actor is one text in the on-policy scripts."""
+    module, n = importlib.import_module("ppo"), 50
     env = module.make_env(f"odd_envs:{space}-v0")
     actor = module.Actor(env.observation_space, env.action_space)
     obs = torch.as_tensor(np.stack([env.observation_space.sample() for _ in range(n)]))
