@@ -1,24 +1,24 @@
 """Advantage Actor-Critic (A2C), the synchronous form of A3C; Mnih et al. 2016.
 
-Changed from reinforce_baseline.py: n_step_advantages replaces G − b, as the critic bootstraps and
-unfinished episodes count; N environments; one optimizer for θ and w; several processes.
+Changed from reinforce_baseline.py: n_step_advantages replaces G − b, so that the critic bootstraps
+where the rollout ends; N environments; one optimizer for θ and w; several processes.
 
 Idea
-    A critic V_w learns what to expect from a state; the actor π_θ moves by how much better or worse
-    than that it went. A few steps in each of many environments make a batch of samples that are
-    hardly correlated, so no replay is needed, and no episode has to end first: where the rollout
-    stops, the critic predicts the rest.
+    A critic V_w learns what to expect from a state; the actor π_θ makes an action likelier if what
+    followed was better than that, and else less likely. A few steps in each of many environments
+    make a batch of samples that are hardly correlated, so no replay is needed, and no episode has
+    to end first: where the rollout stops, the critic predicts the rest.
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for discrete actions
     [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]
-    [CS-9g]    ∇J = E[∇log π A]   with A = Q − V [CS-9f]: subtracting V adds no bias [CS-9b]
     [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
     [AC-07a]   Â_t = Σ_{k<n} γ^k r_{t+k} + γ^n V(s_{t+n}) − V(s_t)
                The bootstrap γ^n V(s_{t+n}) replaces all later rewards and their variance, at the
                price of a bias while V_w is wrong. Larger n: less bias, more variance.
+    [CS-9g]    ∇J = E[∇log π A]   with A = Q − V [CS-9f]: subtracting V adds no bias [CS-9b]
     [CS-10a]   ĝ_t = ∇log π Â_t   and with n = 1 it is ĝ_t = ∇log π δ_t [CS-10c]
     [CS-10d]   L_critic = δ_t²   here (V_w(s_t) − V_t^target)² [X-VF], V_t^target = Â_t + V(s_t)
     [CS-8.1a]  J_ent = J + β E_s[H(π(·|s))]
@@ -28,12 +28,12 @@ Equations, in the order of the code
 Algorithm [AC-07b]
     1. initialise the policy θ and the critic w
     2. run π_θ for T steps in each of N environments
-    3. advantages Â, with n = T − t or up to the episode's end (in the text: one fixed n)
+    3. advantages Â, with n reaches to the end of the rollout or episode (the text fixes n)
     4. one step up the objective L, averaged over the T·N samples
     5. discard the rollout and go to 2
 A3C's workers update shared parameters whenever they are ready, with gradients that may be out of
 date. A2C waits for all N environments, and takes one step along the mean gradient. The text shares
-a backbone between actor and critic; two networks need no trade-off between the two losses.
+a backbone between actor and critic; here the two networks share only the clipped norm.
 
 Not in the text [impl]
     observations standardised by running statistics, clipped to ±10     Andrychowicz 2021, 3.3
@@ -83,11 +83,11 @@ class Args:
     # Run
     cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
+    track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; other flags override its own
+    save_every: float = 60.0  # seconds between checkpoints, saved at ends of episodes or rollouts
+    resume: Path | None = None  # continue the run in this folder; flags given override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -142,13 +142,13 @@ class Actor(nn.Module):
             n = np.full(action_space.shape, 2)
         elif self.discrete or action_space.dtype.kind != "f":
             raise gym.error.Error(f"cannot choose actions from {action_space}")
-        if self.discrete:  # each entry has as many logits as the largest; -1e9 masks the surplus
-            surplus = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
-            self.register_buffer("mask", torch.where(surplus, -1e9, 0.0))  # (*shape, max(n))
+        if self.discrete:  # one row of logits per entry, padded to the longest; -1e9 masks padding
+            padding = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
+            self.register_buffer("mask", torch.where(padding, -1e9, 0.0))  # (*shape, max(n))
             outputs = self.mask.numel()
         else:
             low, high = action_space.low, action_space.high
-            bounded = np.isfinite(low) & np.isfinite(high)
+            bounded = np.isfinite(high - low)
             self.unit = np.where(bounded, (high - low) / 2, 1)
             self.middle = np.where(bounded, low + self.unit, np.clip(0, low, high))
             self.log_std = nn.Parameter(torch.full(low.shape, -0.5))  # log σ, the same for all s
@@ -202,7 +202,7 @@ class Critic(nn.Module):
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
-        if not first:  # at first the untrained V_w takes the scale of the targets
+        if not first:  # the first time, there is no V_w worth keeping
             last.weight.mul_(std / norm.std)
             last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
 
@@ -228,7 +228,7 @@ def n_step_advantages(rewards, values, next_values, terminations, truncations, g
     # V(s') = 0 only if terminated; a time limit still bootstraps.
     td_errors = rewards + gamma * ~terminations * next_values - values  # δ [CS-10b]
     traces = gamma * ~(terminations | truncations)
-    td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # faster on rows of N
+    td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # faster in NumPy
     advantages, advantage = np.empty_like(td_errors), 0.0
     for t in reversed(range(len(td_errors))):
         advantages[t] = advantage = td_errors[t] + traces[t] * advantage  # [AC-07a]
@@ -284,7 +284,7 @@ def rollout(envs: list[gym.Env], obs: np.ndarray, actor: Actor, T: int) -> tuple
 
 def train(args: Args) -> Path | None:
     """Trains, saves and evaluates; returns the run's folder, on rank 0."""
-    rank, W = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of torchrun
+    rank, W = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
     T, N = args.num_steps, args.num_envs // W  # N: the environments of this process
     if args.num_envs % W:
         raise gym.error.Error(f"{W} processes cannot share {args.num_envs} environments evenly")
@@ -292,7 +292,8 @@ def train(args: Args) -> Path | None:
         distributed.init_process_group("nccl" if args.cuda else "gloo")
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.num_threads)
-    device = torch.device("cuda", rank) if args.cuda else torch.device("cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))  # the GPU of this process
+    device = torch.device("cuda", local_rank) if args.cuda else torch.device("cpu")
     envs = [make_env(args.env_id) for _ in range(N)]
 
     # 1. Initialise the policy θ and the critic w.
@@ -332,13 +333,12 @@ def train(args: Args) -> Path | None:
             advantages = n_step_advantages(rewards, values, next_values, *ends, args.gamma)
             targets = advantages + values
         unexplained = advantages.var(correction=0) / targets.var(correction=0).clamp(1e-8)
-        # [impl] Update the critic's statistics before its training, which then fits the new scale.
+        # [impl] Update the critic's statistics before its step, which then fits the new scale.
         critic.obs_norm.update(observations.flatten(0, 1))
         critic.update_return_norm(targets.flatten())
 
-        # 4. One step up the objective L, averaged over the T·N samples.
-        samples = observations, actions, advantages, targets
-        samples = (x.flatten(0, 1) for x in samples)  # (T·N, ...)
+        # 4. One step up the objective L, averaged over the T·N samples (T·N, ...).
+        samples = (x.flatten(0, 1) for x in (observations, actions, advantages, targets))
         loss, *terms = actor_critic_loss(actor, critic, *samples, args)
         optimizer.zero_grad()
         loss.backward()
@@ -350,16 +350,16 @@ def train(args: Args) -> Path | None:
         # 5. Discard the rollout. [impl] Update the actor's statistics only now: earlier, it would
         # change π_θ.
         actor.obs_norm.update(observations.flatten(0, 1))
-        # [impl] Reset one environment per rollout until all are at different points of episodes.
+        # [impl] Reset one environment per rollout, so that their episodes end at different times.
         if in_lockstep:
             n = in_lockstep.pop()
             obs[n], _ = envs[n].reset()
-        if rank == 0:
+        if rank == 0:  # with the episodes and losses of its own environments
             for episode in episodes:
                 run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
-            names = "policy_loss", "value_loss", "entropy", "grad_norm"
-            metrics = dict(zip(names, torch.stack((*terms, grad_norm)).detach()))
-            run.log("updates", step, **metrics, explained_variance=1 - unexplained)
+            names = "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance"
+            metrics = torch.stack((*terms, grad_norm, 1 - unexplained)).tolist()
+            run.log("updates", step, **dict(zip(names, metrics)))
             run.save(step)
     if W > 1:
         distributed.destroy_process_group()
@@ -373,16 +373,16 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if not env.observation_space.is_np_flattenable:
         raise gym.error.Error(f"cannot flatten the observations: {env.observation_space}")
     if video_folder:
-        env.reset(), env.render()  # where this is impossible, fail now and not after training
+        env.reset(), env.render()  # fail now, not after training, where this is impossible
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
 
 
 def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[float]:
-    """The returns of some episodes in which the actor always takes its most probable action."""
+    """The returns of some episodes with the actor's deterministic actions."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
         (obs, _), done = env.reset(seed=None if episode else seed), False
@@ -398,9 +398,10 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs at most `save_every` seconds: checkpoint.pt is replaced as a whole, and --resume
-    cuts the CSV files back to the sizes that they had then. A checkpoint holds `state`, PyTorch's
-    random generator and that of `env`; with a single environment, a resumed run is the same run.
+    A kill costs `save_every` seconds and the present episode or rollout: checkpoint.pt is replaced
+    as a whole, and --resume cuts the CSV files back to their sizes then. It holds `state` and the
+    random generators of PyTorch and, if given, of `env`: then, on the CPU, a run that is resumed at
+    the end of an episode is the same run.
     """
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
@@ -415,21 +416,22 @@ class Run:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 state[part].load_state_dict(saved)
-            for path in self.folder.glob("*.csv"):
-                os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
             torch.set_rng_state(checkpoint["random"])
             if env:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
+            if self.step < args.total_timesteps:  # else: evaluation only
+                for name in ("episodes.csv", "updates.csv"):
+                    open(self.folder / name, "a").truncate(checkpoint["csv_sizes"].get(name, 0))
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
-        if self.step < args.total_timesteps:  # else it is only evaluated
+        if self.step < args.total_timesteps:  # else: evaluation only
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        if args.track:
+        if args.track and self.step < args.total_timesteps:
             import wandb
 
             names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
@@ -438,10 +440,10 @@ class Run:
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         total = max(args.total_timesteps, self.step)
         self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
-        Run.current = self  # for the end of this file
+        Run.current = self  # for the error message at the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
-        """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
+        """Adds a row to episodes.csv or updates.csv, and to W&B; raises on a NaN or an infinity."""
         row = {"step": step, "seconds": round(time.time() - self.start, 3)}
         row |= {name: float(x) for name, x in metrics.items()}
         if broken := {name: x for name, x in row.items() if not math.isfinite(x)}:
@@ -479,13 +481,12 @@ class Run:
         if step > self.step:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
-        seed = 10**6 * self.args.seed + 999_999  # not one of training
+        seed = 10**6 * self.args.seed + 999_999  # a seed that training does not use
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
-        for name, values in ("training", self.returns), ("evaluation", returns):
-            if values:
-                summary[f"{name}_return"] = float(np.mean(values))
-        print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+        means = dict(training_return=self.returns, evaluation_return=returns)
+        summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
+        print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
+        if self.args.total_timesteps > 0:  # else: evaluation only, which keeps training's summary
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
@@ -498,7 +499,7 @@ if __name__ == "__main__":
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     try:
-        if args.resume:  # the run's own arguments take the place of the defaults
+        if args.resume:  # the run's own arguments become the defaults
             stored = json.loads((args.resume / "args.json").read_text())
             if stored["script"] != Path(__file__).stem:
                 raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
@@ -510,5 +511,5 @@ if __name__ == "__main__":
             print(f"To continue from the last checkpoint: --resume {run.folder}")
         users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
         if isinstance(error, users):
-            sys.exit(f"{type(error).__name__}: {error}")
+            sys.exit(f"{type(error).__name__}: {error}".rstrip(": "))
         raise  # with a traceback, because it may be a bug

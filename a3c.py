@@ -6,17 +6,17 @@ and w. One step per worker's gradient replaces one step along the mean gradient.
 Idea
     Several workers, each a process with its own environment and its own copy of the actor π_θ and
     the critic V_w. Each pulls the shared parameters, acts for a few steps, and pushes the gradient
-    whenever it is ready: no worker waits for another. They are at different points of their
-    episodes, so consecutive gradients are hardly correlated, and no replay is needed.
+    whenever it is ready: no worker waits for another. With many workers, at different points of
+    their episodes, consecutive gradients are hardly correlated, and no replay is needed.
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for discrete actions
     [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]
-    [CS-9g]    ∇J = E[∇log π A]   with A = Q − V [CS-9f]: subtracting V adds no bias [CS-9b]
     [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
     [AC-07a]   Â_t = Σ_{k<n} γ^k r_{t+k} + γ^n V(s_{t+n}) − V(s_t)
+    [CS-9g]    ∇J = E[∇log π A]   with A = Q − V [CS-9f]: subtracting V adds no bias [CS-9b]
     [CS-10a]   ĝ_t = ∇log π Â_t   and with n = 1 it is ĝ_t = ∇log π δ_t [CS-10c]
     [CS-10d]   L_critic = δ_t²   here (V_w(s_t) − V_t^target)² [X-VF], V_t^target = Â_t + V(s_t)
     [CS-8.1a]  J_ent = J + β E_s[H(π(·|s))]
@@ -27,7 +27,7 @@ Algorithm [AC-07c]
     1. initialise the shared policy θ and critic w; start the workers, each of which repeats:
     2. pull: θ', w' = θ, w
     3. run π_θ' for T steps in the worker's environment
-    4. advantages Â by V_w', with n = T − t or up to the episode's end (in the text: one fixed n)
+    4. advantages Â by V_w', with n reaches to the end of the rollout or episode (the text fixes n)
     5. the gradient of the objective L at θ', w'
     6. push: one step of the shared optimizer from θ, w along this gradient
 The gradient of step 5 belongs to θ', not to the θ that it moves. It is also noisier than A2C's: one
@@ -77,11 +77,11 @@ class Args:
     max_grad_norm: float = 0.1  # clip the norm of the joint gradient of θ and w to this
     # Run
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
+    track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; other flags override its own
+    save_every: float = 60.0  # seconds between checkpoints, saved at ends of episodes or rollouts
+    resume: Path | None = None  # continue the run in this folder; flags given override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -136,13 +136,13 @@ class Actor(nn.Module):
             n = np.full(action_space.shape, 2)
         elif self.discrete or action_space.dtype.kind != "f":
             raise gym.error.Error(f"cannot choose actions from {action_space}")
-        if self.discrete:  # each entry has as many logits as the largest; -1e9 masks the surplus
-            surplus = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
-            self.register_buffer("mask", torch.where(surplus, -1e9, 0.0))  # (*shape, max(n))
+        if self.discrete:  # one row of logits per entry, padded to the longest; -1e9 masks padding
+            padding = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
+            self.register_buffer("mask", torch.where(padding, -1e9, 0.0))  # (*shape, max(n))
             outputs = self.mask.numel()
         else:
             low, high = action_space.low, action_space.high
-            bounded = np.isfinite(low) & np.isfinite(high)
+            bounded = np.isfinite(high - low)
             self.unit = np.where(bounded, (high - low) / 2, 1)
             self.middle = np.where(bounded, low + self.unit, np.clip(0, low, high))
             self.log_std = nn.Parameter(torch.full(low.shape, -0.5))  # log σ, the same for all s
@@ -196,7 +196,7 @@ class Critic(nn.Module):
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
-        if not first:  # at first the untrained V_w takes the scale of the targets
+        if not first:  # the first time, there is no V_w worth keeping
             last.weight.mul_(std / norm.std)
             last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
 
@@ -222,7 +222,7 @@ def n_step_advantages(rewards, values, next_values, terminations, truncations, g
     # V(s') = 0 only if terminated; a time limit still bootstraps.
     td_errors = rewards + gamma * ~terminations * next_values - values  # δ [CS-10b]
     traces = gamma * ~(terminations | truncations)
-    td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # faster on rows of N
+    td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # faster in NumPy
     advantages, advantage = np.empty_like(td_errors), 0.0
     for t in reversed(range(len(td_errors))):
         advantages[t] = advantage = td_errors[t] + traces[t] * advantage  # [AC-07a]
@@ -266,17 +266,16 @@ def rollout(envs: list[gym.Env], obs: np.ndarray, actor: Actor, T: int) -> tuple
     return obs, episodes, *(torch.as_tensor(np.stack(x), device=device) for x in zip(*steps))
 
 
-def work(rank, args, shared_actor, shared_critic, optimizer, shared_step, lock, queue) -> None:
-    """Steps 2 to 6 in a process of its own, until all steps are taken; reports to the queue."""
+def work(rank, args, seed, shared_actor, shared_critic, optimizer, shared_step, lock, queue):
+    """Lines 2 to 6 in a process of its own, up to total_timesteps; reports to the queue."""
     torch.set_num_threads(args.num_threads)
     envs, T = [make_env(args.env_id)], args.num_steps
     actor = Actor(envs[0].observation_space, envs[0].action_space)  # θ'
     critic = Critic(envs[0].observation_space)  # w'
     parameters = [*actor.parameters(), *critic.parameters()]
     shared_parameters = [*shared_actor.parameters(), *shared_critic.parameters()]
-    seed = 10**6 * args.seed + int(shared_step) + rank  # other episodes in each worker
-    torch.manual_seed(seed)
-    obs = np.stack([env.reset(seed=seed)[0] for env in envs])  # (1, O)
+    torch.manual_seed(seed + rank)  # other episodes in each worker
+    obs = np.stack([env.reset(seed=seed + rank)[0] for env in envs])  # (1, O)
     while shared_step < args.total_timesteps:
         # 2. Pull: θ', w' = θ, w.
         with lock:
@@ -294,17 +293,18 @@ def work(rank, args, shared_actor, shared_critic, optimizer, shared_step, lock, 
             advantages = n_step_advantages(rewards, values, next_values, *ends, args.gamma)
             targets = advantages + values
         unexplained = advantages.var(correction=0) / targets.var(correction=0).clamp(1e-8)
-        # [impl] Update the critic's statistics before its training, which then fits the new scale.
+        # [impl] Update the critic's statistics before its step, which then fits the new scale.
         critic.obs_norm.update(observations.flatten(0, 1))
         critic.update_return_norm(targets.flatten())
 
-        # 5. The gradient of the objective L at θ', w'.
-        samples = observations, actions, advantages, targets
-        samples = (x.flatten(0, 1) for x in samples)  # (T, ...)
+        # 5. The gradient of the objective L at θ', w', from the T samples (T, ...).
+        samples = (x.flatten(0, 1) for x in (observations, actions, advantages, targets))
         loss, *terms = actor_critic_loss(actor, critic, *samples, args)
         gradients = torch.autograd.grad(loss, parameters)
         grad_norm = nn.utils.get_total_norm(gradients)
         scale = (args.max_grad_norm / grad_norm).clamp(max=1)
+        names = "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance"
+        metrics = torch.stack((*terms, grad_norm, 1 - unexplained)).tolist()
 
         # 6. Push: one step of the shared optimizer from θ, w along this gradient [AC-07c].
         with lock:
@@ -317,14 +317,13 @@ def work(rank, args, shared_actor, shared_critic, optimizer, shared_step, lock, 
             optimizer.step()  # [AC-07c]
             shared_actor.obs_norm.update(observations.flatten(0, 1))
             shared_step += T
-            names = "policy_loss", "value_loss", "entropy", "grad_norm", "explained_variance"
-            metrics = torch.stack((*terms, grad_norm, 1 - unexplained)).tolist()
             queue.put((int(shared_step), episodes, dict(zip(names, metrics))))
 
 
 def train(args: Args) -> Path:
     """Trains, saves and evaluates; returns the run's folder. Call it below `if __name__ == ...`."""
     torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
     env = make_env(args.env_id)
 
     # 1. Initialise the shared policy θ and critic w; start the workers.
@@ -335,7 +334,7 @@ def train(args: Args) -> Path:
     # up to 10 times too large.
     settings = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
     optimizer = torch.optim.Adam(parameters, args.learning_rate, **settings)
-    for x in parameters:  # its averages, which otherwise each worker would make for itself
+    for x in parameters:  # make its averages here, to be shared; else each worker makes its own
         averages = dict(exp_avg=torch.zeros_like(x), exp_avg_sq=torch.zeros_like(x))
         optimizer.state[x] = {"step": torch.tensor(0.0), **averages}
 
@@ -346,7 +345,8 @@ def train(args: Args) -> Path:
         for x in state.values():
             x.share_memory_()
     lock, queue = mp.get_context("spawn").Lock(), mp.get_context("spawn").SimpleQueue()
-    shared = args, actor, critic, optimizer, shared_step, lock, queue
+    seed = 10**6 * args.seed + run.step  # a resumed run has other episodes
+    shared = args, seed, actor, critic, optimizer, shared_step, lock, queue
     workers = mp.spawn(work, shared, nprocs=args.num_workers, join=False, daemon=True)
     running = True
     while running or not queue.empty():
@@ -356,9 +356,10 @@ def train(args: Args) -> Path:
             for episode in episodes:
                 run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
             run.log("updates", step, **metrics)
-        with lock:  # no worker is in the middle of a push
+        if lock.acquire(timeout=0.1):  # no worker is in the middle of a push
             if queue.empty():  # all rows up to this step are logged
                 run.save(int(shared_step))
+            lock.release()
     return run.finish(int(shared_step), actor)
 
 
@@ -369,16 +370,16 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if not env.observation_space.is_np_flattenable:
         raise gym.error.Error(f"cannot flatten the observations: {env.observation_space}")
     if video_folder:
-        env.reset(), env.render()  # where this is impossible, fail now and not after training
+        env.reset(), env.render()  # fail now, not after training, where this is impossible
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
 
 
 def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[float]:
-    """The returns of some episodes in which the actor always takes its most probable action."""
+    """The returns of some episodes with the actor's deterministic actions."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
         (obs, _), done = env.reset(seed=None if episode else seed), False
@@ -394,9 +395,10 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs at most `save_every` seconds: checkpoint.pt is replaced as a whole, and --resume
-    cuts the CSV files back to the sizes that they had then. A checkpoint holds `state`, PyTorch's
-    random generator and that of `env`; with a single environment, a resumed run is the same run.
+    A kill costs `save_every` seconds and the present episode or rollout: checkpoint.pt is replaced
+    as a whole, and --resume cuts the CSV files back to their sizes then. It holds `state` and the
+    random generators of PyTorch and, if given, of `env`: then, on the CPU, a run that is resumed at
+    the end of an episode is the same run.
     """
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
@@ -411,21 +413,22 @@ class Run:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 state[part].load_state_dict(saved)
-            for path in self.folder.glob("*.csv"):
-                os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
             torch.set_rng_state(checkpoint["random"])
             if env:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
+            if self.step < args.total_timesteps:  # else: evaluation only
+                for name in ("episodes.csv", "updates.csv"):
+                    open(self.folder / name, "a").truncate(checkpoint["csv_sizes"].get(name, 0))
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
-        if self.step < args.total_timesteps:  # else it is only evaluated
+        if self.step < args.total_timesteps:  # else: evaluation only
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        if args.track:
+        if args.track and self.step < args.total_timesteps:
             import wandb
 
             names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
@@ -434,10 +437,10 @@ class Run:
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         total = max(args.total_timesteps, self.step)
         self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
-        Run.current = self  # for the end of this file
+        Run.current = self  # for the error message at the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
-        """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
+        """Adds a row to episodes.csv or updates.csv, and to W&B; raises on a NaN or an infinity."""
         row = {"step": step, "seconds": round(time.time() - self.start, 3)}
         row |= {name: float(x) for name, x in metrics.items()}
         if broken := {name: x for name, x in row.items() if not math.isfinite(x)}:
@@ -475,13 +478,12 @@ class Run:
         if step > self.step:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
-        seed = 10**6 * self.args.seed + 999_999  # not one of training
+        seed = 10**6 * self.args.seed + 999_999  # a seed that training does not use
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
-        for name, values in ("training", self.returns), ("evaluation", returns):
-            if values:
-                summary[f"{name}_return"] = float(np.mean(values))
-        print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+        means = dict(training_return=self.returns, evaluation_return=returns)
+        summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
+        print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
+        if self.args.total_timesteps > 0:  # else: evaluation only, which keeps training's summary
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
@@ -494,7 +496,7 @@ if __name__ == "__main__":
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     try:
-        if args.resume:  # the run's own arguments take the place of the defaults
+        if args.resume:  # the run's own arguments become the defaults
             stored = json.loads((args.resume / "args.json").read_text())
             if stored["script"] != Path(__file__).stem:
                 raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
@@ -506,5 +508,5 @@ if __name__ == "__main__":
             print(f"To continue from the last checkpoint: --resume {run.folder}")
         users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
         if isinstance(error, users):
-            sys.exit(f"{type(error).__name__}: {error}")
+            sys.exit(f"{type(error).__name__}: {error}".rstrip(": "))
         raise  # with a traceback, because it may be a bug

@@ -1,7 +1,7 @@
 """REINFORCE with a learned baseline, also called the vanilla policy gradient; Williams 1992.
 
-Changed from reinforce.py: a Critic, whose value is subtracted from the returns (norm_adv replaces
-norm_returns) and which is fitted after the policy's step.
+Changed from reinforce.py: a Critic, whose value is subtracted from the returns; it is fitted after
+the policy's step. norm_adv replaces norm_returns.
 
 Idea
     What counts is not whether an episode went well, but whether it went better than expected from
@@ -15,17 +15,17 @@ Equations, in the order of the code
     [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [CS-6a]    G_t = Σ_{k=t..T} γ^{k−t} r_k
     [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]
-    [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = G_t
-    [CS-9e]    b(s_t) = V^π(s_t)   learned by V_w, here from whole returns G_t; by TD in a2c.py
+    [CS-9e]    b(s_t) = V^π(s_t)   V_w is fitted to whole returns G_t; in a2c.py it bootstraps
     [CS-9f]    A = Q − V ≈ G_t − V(s_t)
     [CS-9a]    ĝ_t = ∇log π (G_t − b(s_t))
     [CS-9g]    ∇J = E[∇log π A]
     [CS-4a]    θ ← θ + α ∇J(θ)   here by a step of Adam
+    [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = G_t
 
 Why the baseline adds no bias
     [CS-9b]    E_a[∇log π(a|s) b(s)] = 0: it is b(s) Σ_a π ∇log π = b(s) ∇Σ_a π = b(s) ∇1 = 0.
-    This needs a b(s) that does not depend on the action, so V_w is evaluated before it is fitted to
-    the return of that action.
+    This holds only if b(s) does not depend on the action: V_w is evaluated before it is fitted to
+    that action's return.
 
 Algorithm [CS-6alg]: that of reinforce.py, with the baseline in line 6, and line 8 new
     1. initialise the policy θ and the critic w
@@ -40,7 +40,7 @@ Line 6 drops the factor γ^t, and line 7 divides by the constant batch_size, as 
 
 Not in the text [impl]: as in reinforce.py, and
     weights G − b standardised over the batch; their mean contains each action's own return: the
-        gradient shrinks by about 1 / (2 · episodes)                    OpenAI Spinning Up, vpg
+        gradient shrinks by up to 1 / (2 · episodes)                    OpenAI Spinning Up, vpg
     values standardised by running statistics, L_VF in their units      PopArt, van Hasselt 2016
 
 Run: python reinforce_baseline.py --env-id HalfCheetah-v4
@@ -82,11 +82,11 @@ class Args:
     # Run
     cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
+    track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; other flags override its own
+    save_every: float = 60.0  # seconds between checkpoints, saved at ends of episodes or rollouts
+    resume: Path | None = None  # continue the run in this folder; flags given override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -141,13 +141,13 @@ class Actor(nn.Module):
             n = np.full(action_space.shape, 2)
         elif self.discrete or action_space.dtype.kind != "f":
             raise gym.error.Error(f"cannot choose actions from {action_space}")
-        if self.discrete:  # each entry has as many logits as the largest; -1e9 masks the surplus
-            surplus = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
-            self.register_buffer("mask", torch.where(surplus, -1e9, 0.0))  # (*shape, max(n))
+        if self.discrete:  # one row of logits per entry, padded to the longest; -1e9 masks padding
+            padding = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
+            self.register_buffer("mask", torch.where(padding, -1e9, 0.0))  # (*shape, max(n))
             outputs = self.mask.numel()
         else:
             low, high = action_space.low, action_space.high
-            bounded = np.isfinite(low) & np.isfinite(high)
+            bounded = np.isfinite(high - low)
             self.unit = np.where(bounded, (high - low) / 2, 1)
             self.middle = np.where(bounded, low + self.unit, np.clip(0, low, high))
             self.log_std = nn.Parameter(torch.full(low.shape, -0.5))  # log σ, the same for all s
@@ -201,7 +201,7 @@ class Critic(nn.Module):
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
-        if not first:  # at first the untrained V_w takes the scale of the targets
+        if not first:  # the first time, there is no V_w worth keeping
             last.weight.mul_(std / norm.std)
             last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
 
@@ -257,7 +257,7 @@ def train(args: Args) -> Path:
 
     networks = dict(actor=actor, critic=critic)
     run = Run(args, env, **networks, optimizer=optimizer, critic_optimizer=critic_optimizer)
-    optimizer.param_groups[0]["lr"] = args.learning_rate  # a resumed run may have had another
+    optimizer.param_groups[0]["lr"] = args.learning_rate  # not the one in the checkpoint
     critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
     step = run.step
     while step < args.total_timesteps:
@@ -291,8 +291,8 @@ def train(args: Args) -> Path:
         loss.backward()
         optimizer.step()  # [CS-4a]
 
-        # 8. Fit V_w to the returns, by steps of Adam down L_VF. [impl] Update the statistics first:
-        # those of the critic before its fit, which adapts to them; the actor's after its step.
+        # 8. Fit V_w to the returns, by steps of Adam down L_VF. [impl] Update the statistics now:
+        # the actor has taken its step, and the critic's fit adapts to them.
         actor.obs_norm.update(observations)
         critic.obs_norm.update(observations)
         critic.update_return_norm(returns)
@@ -320,16 +320,16 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if not env.observation_space.is_np_flattenable:
         raise gym.error.Error(f"cannot flatten the observations: {env.observation_space}")
     if video_folder:
-        env.reset(), env.render()  # where this is impossible, fail now and not after training
+        env.reset(), env.render()  # fail now, not after training, where this is impossible
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
 
 
 def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[float]:
-    """The returns of some episodes in which the actor always takes its most probable action."""
+    """The returns of some episodes with the actor's deterministic actions."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
         (obs, _), done = env.reset(seed=None if episode else seed), False
@@ -345,9 +345,10 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs at most `save_every` seconds: checkpoint.pt is replaced as a whole, and --resume
-    cuts the CSV files back to the sizes that they had then. A checkpoint holds `state`, PyTorch's
-    random generator and that of `env`; with a single environment, a resumed run is the same run.
+    A kill costs `save_every` seconds and the present episode or rollout: checkpoint.pt is replaced
+    as a whole, and --resume cuts the CSV files back to their sizes then. It holds `state` and the
+    random generators of PyTorch and, if given, of `env`: then, on the CPU, a run that is resumed at
+    the end of an episode is the same run.
     """
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
@@ -362,21 +363,22 @@ class Run:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 state[part].load_state_dict(saved)
-            for path in self.folder.glob("*.csv"):
-                os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
             torch.set_rng_state(checkpoint["random"])
             if env:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
+            if self.step < args.total_timesteps:  # else: evaluation only
+                for name in ("episodes.csv", "updates.csv"):
+                    open(self.folder / name, "a").truncate(checkpoint["csv_sizes"].get(name, 0))
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
-        if self.step < args.total_timesteps:  # else it is only evaluated
+        if self.step < args.total_timesteps:  # else: evaluation only
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        if args.track:
+        if args.track and self.step < args.total_timesteps:
             import wandb
 
             names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
@@ -385,10 +387,10 @@ class Run:
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         total = max(args.total_timesteps, self.step)
         self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
-        Run.current = self  # for the end of this file
+        Run.current = self  # for the error message at the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
-        """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
+        """Adds a row to episodes.csv or updates.csv, and to W&B; raises on a NaN or an infinity."""
         row = {"step": step, "seconds": round(time.time() - self.start, 3)}
         row |= {name: float(x) for name, x in metrics.items()}
         if broken := {name: x for name, x in row.items() if not math.isfinite(x)}:
@@ -426,13 +428,12 @@ class Run:
         if step > self.step:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
-        seed = 10**6 * self.args.seed + 999_999  # not one of training
+        seed = 10**6 * self.args.seed + 999_999  # a seed that training does not use
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
-        for name, values in ("training", self.returns), ("evaluation", returns):
-            if values:
-                summary[f"{name}_return"] = float(np.mean(values))
-        print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+        means = dict(training_return=self.returns, evaluation_return=returns)
+        summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
+        print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
+        if self.args.total_timesteps > 0:  # else: evaluation only, which keeps training's summary
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
@@ -445,7 +446,7 @@ if __name__ == "__main__":
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     try:
-        if args.resume:  # the run's own arguments take the place of the defaults
+        if args.resume:  # the run's own arguments become the defaults
             stored = json.loads((args.resume / "args.json").read_text())
             if stored["script"] != Path(__file__).stem:
                 raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
@@ -457,5 +458,5 @@ if __name__ == "__main__":
             print(f"To continue from the last checkpoint: --resume {run.folder}")
         users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
         if isinstance(error, users):
-            sys.exit(f"{type(error).__name__}: {error}")
+            sys.exit(f"{type(error).__name__}: {error}".rstrip(": "))
         raise  # with a traceback, because it may be a bug

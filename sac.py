@@ -1,7 +1,7 @@
 """Soft Actor-Critic (SAC); Haarnoja et al. 2018, with the temperature of Haarnoja et al. 2018b.
 
-Changed from td3.py: a squashed Gaussian replaces μ, its noises and μ'; −α log π in the target and
-in the policy's loss; the temperature α; no delay.
+Changed from td3.py: a squashed Gaussian replaces μ, its noises and μ'; −α log π in the target; the
+policy minimises α log π − min Q_i instead of −Q_1; the temperature α; no delay.
 
 Idea
     Maximise the return plus α times the policy's entropy, so that of two equally good actions the
@@ -16,11 +16,11 @@ Equations, in the order of the code
     [X-LOGP]   log π(a|s) = log N(u;μ,σ²) − Σ log(1−tanh²u)   with a = tanh u
     [AC-11a]   min(Q_w1', Q_w2')
     [X-SOFTQ]  y = r + γ (1 − terminated)(min_i Q_i'(s',a') − α log π(a'|s')), a'∼π_θ
-    [CS-10d]   L_critic = δ_t²   here (Q_w(s, a) − y)² for each critic
     [X-JPI]    min_θ E[α log π(a|s) − min_i Q_i(s,a)]
     [X-ALPHA]  J(α) = E[−α(log π + H̄)], H̄ = −dim(A)
     [X-POLYAK] w' ← τ w + (1−τ) w'
     [X-REPLAY] FIFO store, uniform sample
+    [CS-10d]   L_critic = δ_t²   here (Q_w(s, a) − y)² for each critic
     [AC-12b]   H = −E_a[log π(a|s)]   estimated from the batch, for updates.csv
 
 Algorithm
@@ -32,15 +32,15 @@ Algorithm
     6. policy: one step down α log π_θ(a|s) − min_i Q_wi(s, a), with a new a ∼ π_θ(·|s)
     7. temperature: one step of α down J(α)
     8. targets: w1', w2' move towards w1, w2 at the rate τ; go to 2
-X-LOGP divides the Gaussian's density by da/du = 1 − tanh²u, as tanh crowds the samples together.
-[AC-12a] in the text omits the γ of [CS-3a] and the parentheses around r + αH; both are the paper's.
+X-LOGP divides the Gaussian's density by da/du = 1 − tanh²u: the change of variables from u to a.
+[AC-12a] in the text has neither the γ^t of [CS-3a] nor parentheses around r + αH.
 The entropy of a density can be negative, and so is its target H̄.
 
 Not in the text [impl]
     uniformly random actions before learning_starts                     Haarnoja 2018, code
     256-256 ReLU units                                                  Haarnoja 2018, appendix D
     Adam: policy 3e-4, critics and temperature 1e-3 (the papers: 3e-4)  CleanRL
-    log σ limited to [−5, 2], here by clamping                          CleanRL, there by a tanh
+    log σ clamped to [−5, 2]                                            CleanRL, there by a tanh
     step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
     actions and H̄ in units of half the action range                     Haarnoja 2018b
     bootstrap from V(s') at time limits                                 Pardo 2018
@@ -85,16 +85,16 @@ class Args:
     learning_starts: int = 10_000  # steps with uniformly random actions before the first update
     alpha: float = 0.2  # α, weight of the entropy [AC-12a]; with autotune its initial value
     autotune: bool = True  # adapt α so that the entropy stays near H̄ [X-ALPHA]
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # medium: fast with AMX
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # medium: bfloat16
     compile: bool = False  # compile the update into one graph: slow start, faster updates
     # Run
     cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
+    track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; other flags override its own
+    save_every: float = 60.0  # seconds between checkpoints, saved at ends of episodes or rollouts
+    resume: Path | None = None  # continue the run in this folder; flags given override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -192,9 +192,9 @@ def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
 class Adam(nn.Module):
     """Adam (Kingma 2015) on a flat vector (d,); torch.optim's would split the compiled graph."""
 
-    def __init__(self, parameters, learning_rate: float, eps: float = 1e-8) -> None:
+    def __init__(self, parameters, learning_rate: float) -> None:
         super().__init__()
-        self.theta, self.eps = tuple(parameters), eps
+        self.theta = tuple(parameters)
         self.sizes = [x.numel() for x in self.theta]
         self.register_buffer("learning_rate", torch.tensor(learning_rate), persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
@@ -202,26 +202,22 @@ class Adam(nn.Module):
         self.register_buffer("square", torch.zeros(sum(self.sizes)))
 
     @torch.no_grad()
-    def step(self, loss: Tensor, max_norm: float | None = None) -> Tensor:
-        """Moves θ down the loss's gradient, its norm clipped to max_norm; returns that norm."""
+    def step(self, loss: Tensor) -> None:
+        """Moves θ down the gradient of the loss."""
         gradient = torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])  # (d,)
-        norm = gradient.norm()
-        if max_norm is not None:
-            gradient *= (max_norm / norm).clamp(max=1)
         self.steps += 1
         self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂
-        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(self.eps)
+        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)  # ε
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
         torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
-        return norm
 
 
 def compiled(update, cuda: bool):
     """The function as one graph, which draws the same random numbers as the function itself."""
     torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
-    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # for fast calls
+    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # less overhead a call
     return torch.compile(update, options=options | {"fallback_random": True})
 
 
@@ -238,8 +234,8 @@ class ReplayBuffer:
         """Stores obs, action, reward, next_obs, terminated; if full, in place of the oldest."""
         for array, value in zip(self.arrays, transition, strict=True):
             array[self.next] = value  # [X-REPLAY]
+        self.filled = max(self.filled, self.next + 1)
         self.next = (self.next + 1) % self.size
-        self.filled = min(self.filled + 1, self.size)
 
     def sample(self, batch_size: int) -> list[Tensor]:
         """(B, O), (B, A), (B,), (B, O), (B,), drawn with replacement, in the order of add."""
@@ -311,8 +307,8 @@ def train(args: Args) -> Path:
         if done:
             episode = info["statistics"]
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
-        # Resumed at the end of an episode it is the same run; inside one, a new episode starts.
-        if done or (step - first_step) % 10_000 == 9_999:
+        # A run resumed at the end of an episode is the same run; inside one, a new one starts.
+        if done or step == args.total_timesteps or (step - first_step) % 10_000 == 9_999:
             if losses:
                 names = "q_loss", "q_value", "policy_loss", "entropy", "alpha"
                 run.log("updates", step, **dict(zip(names, torch.stack(losses).mean(0))))
@@ -328,11 +324,10 @@ def update(args, batch, actor, critics, target_critics, log_alpha, adam) -> Tens
     # 5. Critics: one step down (Q_w1(s, a) − y)² + (Q_w2(s, a) − y)².
     # The target is a constant: no gradient flows through it.
     with torch.no_grad():
-        alpha = log_alpha[0].exp()
+        alpha = log_alpha[0].exp() if args.autotune else rewards.new_tensor(args.alpha)
         next_actions, next_log_probs = actor.sample(next_observations)  # (B, A), (B,)
-        next_q1, next_q2 = (q(next_observations, next_actions) for q in target_critics)  # (B,)
-        next_values = next_q1, next_q2, next_log_probs
-        target_q = td_target(rewards, *next_values, terminations, args.gamma, alpha)  # (B,)
+        next_q = [q(next_observations, next_actions) for q in target_critics]  # (B,) each
+        target_q = td_target(rewards, *next_q, next_log_probs, terminations, args.gamma, alpha)
     q1, q2 = (q(observations, actions) for q in critics)  # (B,)
     critic_loss = ((q1 - target_q) ** 2 + (q2 - target_q) ** 2).mean()  # [CS-10d]
     adam["critics"].step(critic_loss)
@@ -362,16 +357,16 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if not env.observation_space.is_np_flattenable:
         raise gym.error.Error(f"cannot flatten the observations: {env.observation_space}")
     if video_folder:
-        env.reset(), env.render()  # where this is impossible, fail now and not after training
+        env.reset(), env.render()  # fail now, not after training, where this is impossible
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
 
 
 def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[float]:
-    """The returns of some episodes in which the actor always takes its most probable action."""
+    """The returns of some episodes with the actor's deterministic actions."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
         (obs, _), done = env.reset(seed=None if episode else seed), False
@@ -387,9 +382,10 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs at most `save_every` seconds: checkpoint.pt is replaced as a whole, and --resume
-    cuts the CSV files back to the sizes that they had then. A checkpoint holds `state`, PyTorch's
-    random generator and that of `env`; with a single environment, a resumed run is the same run.
+    A kill costs `save_every` seconds and the present episode or rollout: checkpoint.pt is replaced
+    as a whole, and --resume cuts the CSV files back to their sizes then. It holds `state` and the
+    random generators of PyTorch and, if given, of `env`: then, on the CPU, a run that is resumed at
+    the end of an episode is the same run.
     """
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
@@ -404,21 +400,22 @@ class Run:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 state[part].load_state_dict(saved)
-            for path in self.folder.glob("*.csv"):
-                os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
             torch.set_rng_state(checkpoint["random"])
             if env:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
+            if self.step < args.total_timesteps:  # else: evaluation only
+                for name in ("episodes.csv", "updates.csv"):
+                    open(self.folder / name, "a").truncate(checkpoint["csv_sizes"].get(name, 0))
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
-        if self.step < args.total_timesteps:  # else it is only evaluated
+        if self.step < args.total_timesteps:  # else: evaluation only
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        if args.track:
+        if args.track and self.step < args.total_timesteps:
             import wandb
 
             names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
@@ -427,10 +424,10 @@ class Run:
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         total = max(args.total_timesteps, self.step)
         self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
-        Run.current = self  # for the end of this file
+        Run.current = self  # for the error message at the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
-        """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
+        """Adds a row to episodes.csv or updates.csv, and to W&B; raises on a NaN or an infinity."""
         row = {"step": step, "seconds": round(time.time() - self.start, 3)}
         row |= {name: float(x) for name, x in metrics.items()}
         if broken := {name: x for name, x in row.items() if not math.isfinite(x)}:
@@ -468,13 +465,12 @@ class Run:
         if step > self.step:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
-        seed = 10**6 * self.args.seed + 999_999  # not one of training
+        seed = 10**6 * self.args.seed + 999_999  # a seed that training does not use
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
-        for name, values in ("training", self.returns), ("evaluation", returns):
-            if values:
-                summary[f"{name}_return"] = float(np.mean(values))
-        print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+        means = dict(training_return=self.returns, evaluation_return=returns)
+        summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
+        print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
+        if self.args.total_timesteps > 0:  # else: evaluation only, which keeps training's summary
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
@@ -487,7 +483,7 @@ if __name__ == "__main__":
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     try:
-        if args.resume:  # the run's own arguments take the place of the defaults
+        if args.resume:  # the run's own arguments become the defaults
             stored = json.loads((args.resume / "args.json").read_text())
             if stored["script"] != Path(__file__).stem:
                 raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
@@ -499,5 +495,5 @@ if __name__ == "__main__":
             print(f"To continue from the last checkpoint: --resume {run.folder}")
         users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
         if isinstance(error, users):
-            sys.exit(f"{type(error).__name__}: {error}")
+            sys.exit(f"{type(error).__name__}: {error}".rstrip(": "))
         raise  # with a traceback, because it may be a bug

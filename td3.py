@@ -4,22 +4,22 @@ Changed from ddpg.py: two critics, the smaller of which makes the target; noise 
 action; steps 6 and 7 in every second update only.
 
 Idea
-    In DDPG the policy climbs whatever the critic shows it, errors included, and finds the actions
-    that the critic overestimates; these then enter the targets. Three remedies: the smaller value
-    of two critics makes the target; the policy moves less often than the critics; and a little
-    noise on the target's action makes a narrow peak of Q' worth hardly more than its surroundings.
+    In DDPG the policy maximises the critic with its errors, and so finds actions that the critic
+    overestimates; these then enter the targets. Three remedies: the smaller value of two critics
+    makes the target; the policy moves less often than the critics; and a little noise on the
+    target's action smooths narrow peaks of Q'.
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
     [AC-11c]   ε ∼ clip(N(0,σ), −c, c)
     [AC-11a]   min(Q_w1', Q_w2')   the text writes the critics without primes here
     [AC-11d]   y = r + γ min_i Q_i'(s', μ'(s') + ε)   without the second term if s' is terminal
-    [CS-10d]   L_critic = δ_t²   here (Q_w(s, a) − y)² for each critic
     [AC-10a]   ∇J(μ_θ) = E_s[∇_θ μ_θ(s) ∇_a Q(s,a)|_{a=μ_θ(s)}]   Q is Q_w1
     [X-POLYAK] w' ← τ w + (1−τ) w'
     [X-REPLAY] FIFO store, uniform sample
     [AC-10b]   a = μ_θ(s) + noise   while collecting
     [AC-11b]   one actor update for every two critic updates
+    [CS-10d]   L_critic = δ_t²   here (Q_w(s, a) − y)² for each critic
 
 Algorithm
     1. initialise the policy θ, the critics w1, w2, and their targets θ' = θ, w1' = w1, w2' = w2
@@ -31,10 +31,10 @@ Algorithm
     7. targets, in these updates only: θ', w1', w2' move towards θ, w1, w2 at the rate τ; go to 2
 
 Not in the text [impl]
-    uniformly random actions before learning_starts                     Fujimoto 2018, later code
+    25,000 uniformly random actions first (paper: 1,000 or 10,000)      Fujimoto 2018, later code
     256-256 ReLU units, batches of 256 (in the paper 400-300 and 100)   Fujimoto 2018, later code
     Adam 1e-3 (3e-4 in the later code)                                  Fujimoto 2018
-    actions and noise in units of half the action range                 Fujimoto 2018, code
+    actions, and so the noise, in units of half the action range        noise: Fujimoto 2018, code
     μ'(s') + ε clipped to the bounds                                    Fujimoto 2018, code
     bootstrap from V(s') at time limits                                 Pardo 2018
 
@@ -68,7 +68,7 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps; 0 with --resume only evaluates
     seed: int = 1  # seed of the weights, the actions and the environment
     # Algorithm
-    learning_rate: float = 1e-3  # learning rate of the critics' Adam
+    q_lr: float = 1e-3  # learning rate of the critics' Adam
     policy_lr: float = 1e-3  # learning rate of the policy's Adam
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
     gamma: float = 0.99  # γ, discount factor [CS-3a]
@@ -79,16 +79,16 @@ class Args:
     policy_frequency: int = 2  # critic updates per update of the policy and the targets [AC-11b]
     policy_noise: float = 0.2  # σ, std of the noise on the target's action, same units [AC-11c]
     noise_clip: float = 0.5  # c, bound of that noise [AC-11c]
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # medium: fast with AMX
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"  # medium: bfloat16
     compile: bool = False  # compile the update into one graph: slow start, faster updates
     # Run
     cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
+    track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; other flags override its own
+    save_every: float = 60.0  # seconds between checkpoints, saved at ends of episodes or rollouts
+    resume: Path | None = None  # continue the run in this folder; flags given override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -169,9 +169,9 @@ def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
 class Adam(nn.Module):
     """Adam (Kingma 2015) on a flat vector (d,); torch.optim's would split the compiled graph."""
 
-    def __init__(self, parameters, learning_rate: float, eps: float = 1e-8) -> None:
+    def __init__(self, parameters, learning_rate: float) -> None:
         super().__init__()
-        self.theta, self.eps = tuple(parameters), eps
+        self.theta = tuple(parameters)
         self.sizes = [x.numel() for x in self.theta]
         self.register_buffer("learning_rate", torch.tensor(learning_rate), persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
@@ -179,26 +179,22 @@ class Adam(nn.Module):
         self.register_buffer("square", torch.zeros(sum(self.sizes)))
 
     @torch.no_grad()
-    def step(self, loss: Tensor, max_norm: float | None = None) -> Tensor:
-        """Moves θ down the loss's gradient, its norm clipped to max_norm; returns that norm."""
+    def step(self, loss: Tensor) -> None:
+        """Moves θ down the gradient of the loss."""
         gradient = torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])  # (d,)
-        norm = gradient.norm()
-        if max_norm is not None:
-            gradient *= (max_norm / norm).clamp(max=1)
         self.steps += 1
         self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂
-        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(self.eps)
+        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)  # ε
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
         torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
-        return norm
 
 
 def compiled(update, cuda: bool):
     """The function as one graph, which draws the same random numbers as the function itself."""
     torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
-    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # for fast calls
+    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # less overhead a call
     return torch.compile(update, options=options | {"fallback_random": True})
 
 
@@ -215,8 +211,8 @@ class ReplayBuffer:
         """Stores obs, action, reward, next_obs, terminated; if full, in place of the oldest."""
         for array, value in zip(self.arrays, transition, strict=True):
             array[self.next] = value  # [X-REPLAY]
+        self.filled = max(self.filled, self.next + 1)
         self.next = (self.next + 1) % self.size
-        self.filled = min(self.filled + 1, self.size)
 
     def sample(self, batch_size: int) -> list[Tensor]:
         """(B, O), (B, A), (B,), (B, O), (B,), drawn with replacement, in the order of add."""
@@ -250,7 +246,7 @@ def train(args: Args) -> Path:
     # 1. Initialise the policy θ, the critics w1, w2, and targets θ' = θ, w1' = w1, w2' = w2.
     actor, critics = Actor(*spaces), nn.ModuleList([Critic(*spaces), Critic(*spaces)])
     adam = nn.ModuleDict(dict(actor=Adam(actor.parameters(), args.policy_lr)))
-    adam["critics"] = Adam(critics.parameters(), args.learning_rate)
+    adam["critics"] = Adam(critics.parameters(), args.q_lr)
     networks = dict(actor=actor, critics=critics, adam=adam)
     networks |= dict(target_actor=copy.deepcopy(actor), target_critics=copy.deepcopy(critics))
     networks = nn.ModuleDict(networks).to(device)
@@ -283,15 +279,15 @@ def train(args: Args) -> Path:
         # 4. Sample a batch of transitions from the buffer, for steps 5 to 7.
         if step > args.learning_starts:
             batch = buffer.sample(args.batch_size)
-            delayed = (step - args.learning_starts) % args.policy_frequency == 0  # [AC-11b]
-            losses.append(steps_5_to_7(args, batch, delayed, **networks).clone())
+            policy_due = (step - args.learning_starts) % args.policy_frequency == 0  # [AC-11b]
+            losses.append(steps_5_to_7(args, batch, policy_due, **networks).clone())
 
         run.bar.update()
         if done:
             episode = info["statistics"]
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
-        # Resumed at the end of an episode it is the same run; inside one, a new episode starts.
-        if done or (step - first_step) % 10_000 == 9_999:
+        # A run resumed at the end of an episode is the same run; inside one, a new one starts.
+        if done or step == args.total_timesteps or (step - first_step) % 10_000 == 9_999:
             if losses:
                 names = "q_loss", "q_value"
                 run.log("updates", step, **dict(zip(names, torch.stack(losses).mean(0))))
@@ -300,8 +296,8 @@ def train(args: Args) -> Path:
     return run.finish(max(run.step, args.total_timesteps), actor)  # run.step if only evaluated
 
 
-def update(args, batch, delayed, actor, critics, target_actor, target_critics, adam) -> Tensor:
-    """Steps 5 to 7 with a batch (B, ...), 6 and 7 if `delayed`; returns what is logged."""
+def update(args, batch, policy_due, actor, critics, target_actor, target_critics, adam) -> Tensor:
+    """Steps 5 to 7 with a batch (B, ...), 6 and 7 if `policy_due`; returns what is logged."""
     observations, actions, rewards, next_observations, terminations = batch
 
     # 5. Critics: one step down (Q_w1(s, a) − y)² + (Q_w2(s, a) − y)².
@@ -317,7 +313,7 @@ def update(args, batch, delayed, actor, critics, target_actor, target_critics, a
     adam["critics"].step(critic_loss)
 
     # 6. Policy, in every second update only: one step up Q_w1(s, μ_θ(s)).
-    if delayed:
+    if policy_due:
         policy_loss = deterministic_policy_loss(actor, critics[0], observations)
         adam["actor"].step(policy_loss)
 
@@ -334,16 +330,16 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if not env.observation_space.is_np_flattenable:
         raise gym.error.Error(f"cannot flatten the observations: {env.observation_space}")
     if video_folder:
-        env.reset(), env.render()  # where this is impossible, fail now and not after training
+        env.reset(), env.render()  # fail now, not after training, where this is impossible
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
 
 
 def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[float]:
-    """The returns of some episodes in which the actor always takes its most probable action."""
+    """The returns of some episodes with the actor's deterministic actions."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
         (obs, _), done = env.reset(seed=None if episode else seed), False
@@ -359,9 +355,10 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs at most `save_every` seconds: checkpoint.pt is replaced as a whole, and --resume
-    cuts the CSV files back to the sizes that they had then. A checkpoint holds `state`, PyTorch's
-    random generator and that of `env`; with a single environment, a resumed run is the same run.
+    A kill costs `save_every` seconds and the present episode or rollout: checkpoint.pt is replaced
+    as a whole, and --resume cuts the CSV files back to their sizes then. It holds `state` and the
+    random generators of PyTorch and, if given, of `env`: then, on the CPU, a run that is resumed at
+    the end of an episode is the same run.
     """
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
@@ -376,21 +373,22 @@ class Run:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 state[part].load_state_dict(saved)
-            for path in self.folder.glob("*.csv"):
-                os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
             torch.set_rng_state(checkpoint["random"])
             if env:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
+            if self.step < args.total_timesteps:  # else: evaluation only
+                for name in ("episodes.csv", "updates.csv"):
+                    open(self.folder / name, "a").truncate(checkpoint["csv_sizes"].get(name, 0))
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
-        if self.step < args.total_timesteps:  # else it is only evaluated
+        if self.step < args.total_timesteps:  # else: evaluation only
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        if args.track:
+        if args.track and self.step < args.total_timesteps:
             import wandb
 
             names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
@@ -399,10 +397,10 @@ class Run:
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         total = max(args.total_timesteps, self.step)
         self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
-        Run.current = self  # for the end of this file
+        Run.current = self  # for the error message at the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
-        """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
+        """Adds a row to episodes.csv or updates.csv, and to W&B; raises on a NaN or an infinity."""
         row = {"step": step, "seconds": round(time.time() - self.start, 3)}
         row |= {name: float(x) for name, x in metrics.items()}
         if broken := {name: x for name, x in row.items() if not math.isfinite(x)}:
@@ -440,13 +438,12 @@ class Run:
         if step > self.step:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
-        seed = 10**6 * self.args.seed + 999_999  # not one of training
+        seed = 10**6 * self.args.seed + 999_999  # a seed that training does not use
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
-        for name, values in ("training", self.returns), ("evaluation", returns):
-            if values:
-                summary[f"{name}_return"] = float(np.mean(values))
-        print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+        means = dict(training_return=self.returns, evaluation_return=returns)
+        summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
+        print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
+        if self.args.total_timesteps > 0:  # else: evaluation only, which keeps training's summary
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
@@ -459,7 +456,7 @@ if __name__ == "__main__":
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     try:
-        if args.resume:  # the run's own arguments take the place of the defaults
+        if args.resume:  # the run's own arguments become the defaults
             stored = json.loads((args.resume / "args.json").read_text())
             if stored["script"] != Path(__file__).stem:
                 raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
@@ -471,5 +468,5 @@ if __name__ == "__main__":
             print(f"To continue from the last checkpoint: --resume {run.folder}")
         users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
         if isinstance(error, users):
-            sys.exit(f"{type(error).__name__}: {error}")
+            sys.exit(f"{type(error).__name__}: {error}".rstrip(": "))
         raise  # with a traceback, because it may be a bug

@@ -1,13 +1,13 @@
 """Trust Region Policy Optimization (TRPO); Schulman et al. 2015.
 
 Changed from a2c.py: gae replaces n_step_advantages, and a step within a KL radius that of RMSprop;
-the critic has an optimizer and a loop of its own.
+the critic has an optimizer and a loop of its own; no entropy bonus, annealing and torchrun.
 
 Idea
     A policy gradient is only valid near the policy that collected the data: a large step can ruin
-    the policy, and with it the next rollout. TRPO measures a step by how far the policy moves, in
-    mean KL divergence, not the parameters. It takes the step that is best within this trust region
-    for a linear-quadratic model, and a line search checks it on the real functions.
+    the policy, and with it the next rollout. TRPO measures a step by the mean KL divergence from
+    the old policy, not by the distance in θ. It takes the best step for a linear model of the
+    objective and a quadratic one of the KL, and a line search checks it on the real functions.
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
@@ -17,9 +17,9 @@ Equations, in the order of the code
     [X-GAE]    Â_t = Σ_l (γλ)^l δ_{t+l}
     [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   the probability ratio, not the reward
     [AC-08a]   max_θ E[π_θ/π_old · A] subject to E[KL(π_old ‖ π_θ)] ≤ δ
-    [X-FVP]    F v = ∇((∇E[KL])ᵀ v)   F, Fisher's information, is the Hessian of E[KL] at θ_old
+    [X-FVP]    F v = ∇((∇E[KL])ᵀ v)   F, the Fisher matrix, is the Hessian of E[KL] at θ_old
     [X-CG]     solve F x = g by conjugate gradient   with g = ∇E[π_θ/π_old · A] at θ_old
-    [X-STEP]   θ' = θ + √(2δ / xᵀFx) · x   where E[KL] ≈ ½ ΔθᵀFΔθ = δ, the radius, not an error δ_t
+    [X-STEP]   θ' = θ + √(2δ / xᵀFx) · x   so that ½ ΔθᵀFΔθ = δ, the radius; it is not an error δ_t
     [X-LS]     shrink until KL ≤ δ and the surrogate improves, else keep θ_old
     [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = Â_t + V(s_t)
 
@@ -32,7 +32,7 @@ Algorithm
     6. fit V_w to the value targets, by steps of Adam down L_VF
     7. discard the rollout and go to 2
 The text computes F, a d × d matrix for d parameters. Conjugate gradient only needs products F v,
-and each is two derivatives of a scalar.
+and each is the gradient of a scalar, (∇E[KL])ᵀ v.
 
 Not in the text [impl]
     F + damping · I in place of F, because the KL is flat in some directions; advantages
@@ -89,11 +89,11 @@ class Args:
     # Run
     cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
     num_threads: int = 1  # PyTorch's CPU threads
-    track: bool = False  # also log to Weights & Biases, as WANDB_PROJECT, WANDB_MODE, ... say
+    track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between two checkpoints: the most that a kill can cost
-    resume: Path | None = None  # continue the run in this folder; other flags override its own
+    save_every: float = 60.0  # seconds between checkpoints, saved at ends of episodes or rollouts
+    resume: Path | None = None  # continue the run in this folder; flags given override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
@@ -148,13 +148,13 @@ class Actor(nn.Module):
             n = np.full(action_space.shape, 2)
         elif self.discrete or action_space.dtype.kind != "f":
             raise gym.error.Error(f"cannot choose actions from {action_space}")
-        if self.discrete:  # each entry has as many logits as the largest; -1e9 masks the surplus
-            surplus = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
-            self.register_buffer("mask", torch.where(surplus, -1e9, 0.0))  # (*shape, max(n))
+        if self.discrete:  # one row of logits per entry, padded to the longest; -1e9 masks padding
+            padding = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
+            self.register_buffer("mask", torch.where(padding, -1e9, 0.0))  # (*shape, max(n))
             outputs = self.mask.numel()
         else:
             low, high = action_space.low, action_space.high
-            bounded = np.isfinite(low) & np.isfinite(high)
+            bounded = np.isfinite(high - low)
             self.unit = np.where(bounded, (high - low) / 2, 1)
             self.middle = np.where(bounded, low + self.unit, np.clip(0, low, high))
             self.log_std = nn.Parameter(torch.full(low.shape, -0.5))  # log σ, the same for all s
@@ -208,7 +208,7 @@ class Critic(nn.Module):
         norm, last = self.return_norm, self.net[-1]
         mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
         norm.update(targets)
-        if not first:  # at first the untrained V_w takes the scale of the targets
+        if not first:  # the first time, there is no V_w worth keeping
             last.weight.mul_(std / norm.std)
             last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
 
@@ -224,7 +224,7 @@ def gae(rewards, values, next_values, terminations, truncations, gamma, gae_lamb
     # V(s') = 0 only if terminated; a time limit still bootstraps.
     td_errors = rewards + gamma * ~terminations * next_values - values  # δ [CS-10b]
     traces = gamma * gae_lambda * ~(terminations | truncations)
-    td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # faster on rows of N
+    td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # faster in NumPy
     advantages, advantage = np.empty_like(td_errors), 0.0
     for t in reversed(range(len(td_errors))):
         advantages[t] = advantage = td_errors[t] + traces[t] * advantage  # [X-GAE]
@@ -255,25 +255,23 @@ def fisher_vector_product(kl_gradient, parameters, v, damping) -> Tensor:
     return parameters_to_vector(product) + damping * v
 
 
-def conjugate_gradient(matvec, b, iterations, tolerance=1e-10) -> Tensor:
+def conjugate_gradient(matvec, b, iterations) -> Tensor:
     """solve F x = g by conjugate gradient  [X-CG]
 
-    matvec maps v (d,) to F v (d,), for a symmetric positive definite F; b is g (d,) → x (d,). It
-    stops early once |b − F x|² is at most tolerance · |b|².
+    matvec maps v (d,) to F v (d,), for a symmetric positive definite F; b is g (d,) → x (d,).
     """
     # x maximises bᵀx − ½ xᵀFx; the residual b − F x is the gradient of that.
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     squares = residual @ residual
-    enough = tolerance * squares
     for _ in range(iterations):
-        if squares <= enough:
+        if squares <= 1e-10 * (b @ b):
             break
         product = matvec(direction)
         length = squares / (direction @ product)  # to the maximum along this direction
         x = x + length * direction  # [X-CG]
         residual = residual - length * product
         new_squares = residual @ residual
-        # The next direction is conjugate to the earlier ones, dᵀFd' = 0: it keeps what they gained.
+        # The next direction is conjugate to the earlier ones, dᵀFd' = 0: x stays best along them.
         direction = residual + (new_squares / squares) * direction
         squares = new_squares
     return x
@@ -289,7 +287,7 @@ def full_step(x, fisher_x, max_kl) -> Tensor:
 def line_search(parameters, step, evaluate_policy, max_kl, attempts) -> tuple:
     """shrink until KL ≤ δ and the surrogate improves, else keep θ_old  [X-LS]
 
-    Moves the parameters θ by what remains of the full step (d,). evaluate_policy() returns the
+    Moves the parameters θ by the accepted fraction of the step (d,). evaluate_policy() returns the
     surrogate and E[KL] at the present parameters.
     Returns the fraction of the step that was taken, 0 if none, and the surrogate and E[KL] there.
     """
@@ -344,7 +342,7 @@ def train(args: Args) -> Path:
     critic_optimizer = torch.optim.Adam(critic.parameters(), args.critic_learning_rate, fused=True)
 
     run = Run(args, actor=actor, critic=critic, critic_optimizer=critic_optimizer)
-    critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate  # it may have changed
+    critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate  # not the checkpoint's
     step = run.step
     seed = 10**6 * args.seed + step  # a resumed run has other episodes
     obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])  # (N, O)
@@ -404,10 +402,10 @@ def train(args: Args) -> Path:
                 critic_optimizer.step()
                 critic_losses.append(critic_loss.detach())
 
-        # 7. Discard the rollout. [impl] Update the actor's statistics only now: earlier, it would
-        # change π_θ, and the KL would not start at 0.
+        # 7. Discard the rollout. [impl] Update the actor's statistics only now: if earlier, π_old
+        # would not be the policy that acted.
         actor.obs_norm.update(observations)
-        # [impl] Reset one environment per rollout until all are at different points of episodes.
+        # [impl] Reset one environment per rollout, so that their episodes end at different times.
         if in_lockstep:
             n = in_lockstep.pop()
             obs[n], _ = envs[n].reset()
@@ -428,16 +426,16 @@ def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     if not env.observation_space.is_np_flattenable:
         raise gym.error.Error(f"cannot flatten the observations: {env.observation_space}")
     if video_folder:
-        env.reset(), env.render()  # where this is impossible, fail now and not after training
+        env.reset(), env.render()  # fail now, not after training, where this is impossible
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
     env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")  # in the last info
+    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")
     return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
 
 
 def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[float]:
-    """The returns of some episodes in which the actor always takes its most probable action."""
+    """The returns of some episodes with the actor's deterministic actions."""
     returns, device = [], next(actor.parameters()).device
     for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
         (obs, _), done = env.reset(seed=None if episode else seed), False
@@ -453,9 +451,10 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs at most `save_every` seconds: checkpoint.pt is replaced as a whole, and --resume
-    cuts the CSV files back to the sizes that they had then. A checkpoint holds `state`, PyTorch's
-    random generator and that of `env`; with a single environment, a resumed run is the same run.
+    A kill costs `save_every` seconds and the present episode or rollout: checkpoint.pt is replaced
+    as a whole, and --resume cuts the CSV files back to their sizes then. It holds `state` and the
+    random generators of PyTorch and, if given, of `env`: then, on the CPU, a run that is resumed at
+    the end of an episode is the same run.
     """
 
     def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
@@ -470,21 +469,22 @@ class Run:
             checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
             for part, saved in checkpoint["state"].items():
                 state[part].load_state_dict(saved)
-            for path in self.folder.glob("*.csv"):
-                os.truncate(path, checkpoint["csv_sizes"].get(path.name, 0))
             torch.set_rng_state(checkpoint["random"])
             if env:
                 env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
             self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
             self.returns.extend(checkpoint["returns"])
+            if self.step < args.total_timesteps:  # else: evaluation only
+                for name in ("episodes.csv", "updates.csv"):
+                    open(self.folder / name, "a").truncate(checkpoint["csv_sizes"].get(name, 0))
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
-        if self.step < args.total_timesteps:  # else it is only evaluated
+        if self.step < args.total_timesteps:  # else: evaluation only
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        if args.track:
+        if args.track and self.step < args.total_timesteps:
             import wandb
 
             names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
@@ -493,10 +493,10 @@ class Run:
         print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
         total = max(args.total_timesteps, self.step)
         self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
-        Run.current = self  # for the end of this file
+        Run.current = self  # for the error message at the end of this file
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
-        """Adds a row to episodes.csv or updates.csv, and to W&B; stops at a NaN or an infinity."""
+        """Adds a row to episodes.csv or updates.csv, and to W&B; raises on a NaN or an infinity."""
         row = {"step": step, "seconds": round(time.time() - self.start, 3)}
         row |= {name: float(x) for name, x in metrics.items()}
         if broken := {name: x for name, x in row.items() if not math.isfinite(x)}:
@@ -534,13 +534,12 @@ class Run:
         if step > self.step:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
-        seed = 10**6 * self.args.seed + 999_999  # not one of training
+        seed = 10**6 * self.args.seed + 999_999  # a seed that training does not use
         returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
-        for name, values in ("training", self.returns), ("evaluation", returns):
-            if values:
-                summary[f"{name}_return"] = float(np.mean(values))
-        print(", ".join(f"{name} {x:,.1f}" for name, x in summary.items()))
-        if self.args.total_timesteps > 0:  # else a finished run is watched, and stays as it is
+        means = dict(training_return=self.returns, evaluation_return=returns)
+        summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
+        print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
+        if self.args.total_timesteps > 0:  # else: evaluation only, which keeps training's summary
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
@@ -553,7 +552,7 @@ if __name__ == "__main__":
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     try:
-        if args.resume:  # the run's own arguments take the place of the defaults
+        if args.resume:  # the run's own arguments become the defaults
             stored = json.loads((args.resume / "args.json").read_text())
             if stored["script"] != Path(__file__).stem:
                 raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
@@ -565,5 +564,5 @@ if __name__ == "__main__":
             print(f"To continue from the last checkpoint: --resume {run.folder}")
         users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
         if isinstance(error, users):
-            sys.exit(f"{type(error).__name__}: {error}")
+            sys.exit(f"{type(error).__name__}: {error}".rstrip(": "))
         raise  # with a traceback, because it may be a bug

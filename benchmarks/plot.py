@@ -3,8 +3,8 @@
     python benchmarks/plot.py runs/Hopper-v4__ppo__1__... runs/Hopper-v4__ppo__2__... --out ppo.png
     python benchmarks/plot.py runs/*            # everything that you have; writes curves.png
 
-One panel for each environment, one colour for each script: the mean over its seeds, and the range
-of all seeds as a band. With --each, every run has a colour of its own.
+One panel for each environment, one colour for each script: the mean over its runs, as far as each
+goes, and their range as a band. With --each, every run has a colour of its own.
 """
 
 import argparse
@@ -44,14 +44,16 @@ def main() -> None:
     _, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axis, (env_id, groups) in zip(axes[0], panels.items()):
         for name, curves in groups.items():
-            grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 200)
-            values = np.array([np.interp(grid, *x) for x in curves])
-            (line,) = axis.plot(grid, values.mean(0), label=f"{name} (runs: {len(curves)})")
-            axis.fill_between(grid, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)
+            grid = np.linspace(max(x[0] for x, _ in curves), max(x[-1] for x, _ in curves), 200)
+            values = np.array([np.interp(grid, *x, right=np.nan) for x in curves])
+            (line,) = axis.plot(grid, np.nanmean(values, 0), label=f"{name} ({len(curves)} runs)")
+            low, high = np.nanmin(values, 0), np.nanmax(values, 0)
+            axis.fill_between(grid, low, high, color=line.get_color(), alpha=0.2)
         axis.set(title=env_id, xlabel="environment steps")
         axis.set_ylabel(f"training return, mean over {options.smooth:.0%} of the run")
         axis.legend(title="line: mean, band: range of all runs", fontsize="small")
     plt.savefig(options.out, dpi=150)
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -477,7 +478,7 @@ def shared_networks(args):
 def one_worker(args, shared):
     """What a worker does, in this process, where a test can look; returns its reports."""
     queue = Queue()
-    a3c.work(0, args, *shared, torch.tensor(0), threading.Lock(), queue)
+    a3c.work(0, args, 10**6, *shared, torch.tensor(0), threading.Lock(), queue)
     return queue
 
 
@@ -561,6 +562,35 @@ def test_workers_share_everything():
     assert {(row["length"], row["episode_return"]) for row in rows} == {(10, 10)}
     # Each worker's last episode is cut; nothing else is lost.
     assert total - 2 * 10 < sum(row["length"] for row in rows) <= total
+
+
+def test_a_report_larger_than_a_pipe(monkeypatch):
+    """A worker reports while it holds the lock. The main process must not wait for the lock then,
+    or both would wait for ever: a pipe holds 64 KB."""
+
+    class Workers(threading.Thread):  # in place of mp.spawn: one worker, one report
+        def __init__(self, work, shared, **_):
+            super().__init__(daemon=True)
+            *_, self.step, self.lock, self.queue = shared
+            self.start()
+
+        def run(self):
+            with self.lock:
+                time.sleep(0.5)
+                self.step += 4_000
+                self.queue.put((4_000, 4_000 * [dict(r=1.0, l=1)], dict(policy_loss=0.0)))
+
+        def join(self, timeout):
+            super().join(timeout)
+            return not self.is_alive()
+
+    monkeypatch.setattr(a3c.mp, "spawn", Workers)
+    args = a3c.Args(env_id="CartPole-v1", total_timesteps=4_000, eval_episodes=0)
+    main = threading.Thread(target=a3c.train, args=(args,), daemon=True)
+    main.start()
+    main.join(timeout=30)
+    assert not main.is_alive()
+    assert len(table(only_folder(Path.cwd()) / "episodes.csv")) == 4_000
 
 
 # ── A2C: several processes ────────────────────────────────────────────────────────────────────────
@@ -676,6 +706,10 @@ def test_restored_buffer_goes_on(script):
         other.load_state_dict(state)
         other.add(np.array([8, -8]), np.array([0.0]), 8, np.array([8, 8]), False)
         assert set(other.sample(500)[2].tolist()) == expected
+    larger = numbered(script, 9, 0)  # in a larger buffer, no empty slot is drawn
+    larger.load_state_dict(full.state_dict())
+    larger.add(np.array([8, -8]), np.array([0.0]), 8, np.array([8, 8]), False)
+    assert set(larger.sample(500)[2].tolist()) == {4, 5, 6, 7, 8}
 
 
 # ── What ddpg, td3 and sac play and store ─────────────────────────────────────────────────────────

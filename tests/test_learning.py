@@ -23,8 +23,8 @@ SETTINGS = {
     "ppo": dict(
         **ROLLOUTS, learning_rate=3e-3, gamma=0.95, num_minibatches=4, update_epochs=4
     ),
-    "ddpg": dict(learning_rate=3e-3, policy_lr=1e-3, exploration_noise=0.3),
-    "td3": dict(learning_rate=3e-3, policy_lr=1e-3, exploration_noise=0.3),
+    "ddpg": dict(q_lr=3e-3, policy_lr=1e-3, exploration_noise=0.3),
+    "td3": dict(q_lr=3e-3, policy_lr=1e-3, exploration_noise=0.3),
     "sac": dict(q_lr=3e-3, policy_lr=3e-3),
 }  # fmt: skip
 for script in OFF_POLICY:

@@ -252,6 +252,7 @@ def test_kill(script, tmp_path):
         process.communicate()
         folder = only_folder(tmp_path)
         words = ["--resume", str(folder)]
+    (folder / "notes.csv").write_text("the user's own\n")
     # What a kill between two saves, in the middle of a row and of a checkpoint leaves behind:
     for name in ("episodes.csv", "updates.csv"):
         rows = (folder / name).read_text().splitlines()
@@ -265,6 +266,7 @@ def test_kill(script, tmp_path):
     for name in ("episodes.csv", "updates.csv"):
         lines = (folder / name).read_text().splitlines()
         assert len({line.count(",") for line in lines}) == 1
+    assert (folder / "notes.csv").read_text() == "the user's own\n"
     updates = [row["step"] for row in table(folder / "updates.csv")]
     assert updates == sorted(set(updates)) and saved in updates
     seconds = [row["seconds"] for row in table(folder / "updates.csv")]
@@ -305,7 +307,10 @@ def test_evaluation_alone(script, tmp_path, monkeypatch, capsys):
     """--resume with --total-timesteps 0 shows the policy, and leaves the run as it was."""
     env_id = "CartPole-v1" if script == "ppo" else "Pendulum-v1"
     folder = train(script, env_id=env_id, total_timesteps=300)
-    names = "args.json", "summary.json", "episodes.csv", "updates.csv"
+    for name in ("episodes.csv", "notes.csv"):  # rows since the checkpoint; the user's own file
+        with open(folder / name, "a") as file:
+            file.write("300,1,2,3\n")
+    names = "args.json", "summary.json", "episodes.csv", "updates.csv", "notes.csv"
     before, state = contents(folder, *names), state_of(folder)
     capsys.readouterr()
     words = ["--resume", str(folder), "--total-timesteps", "0", "--eval-episodes", "1"]
@@ -330,11 +335,17 @@ def test_flags_given_with_resume_win(script, monkeypatch):
     assert summary["step"] >= 600 and len(summary["evaluation_returns"]) == 3
 
 
+def test_alpha_given_with_resume_wins():
+    """Without autotune, SAC's α is the flag, not the α that an earlier part of the run has found."""
+    folder = train("sac")
+    train("sac", autotune=False, alpha=0.7, total_timesteps=300, resume=folder)
+    assert table(folder / "updates.csv")[-1]["alpha"] == pytest.approx(0.7)
+
+
 RATES = {
     "reinforce_baseline": ["learning_rate", "critic_learning_rate"],
     "trpo": ["critic_learning_rate"],
-    "sac": ["policy_lr", "q_lr"],
-} | dict.fromkeys(["ddpg", "td3"], ["policy_lr", "learning_rate"])
+} | dict.fromkeys(OFF_POLICY, ["policy_lr", "q_lr"])
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "a3c"])
