@@ -6,7 +6,7 @@ the scripts that need a Box.
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Discrete
 
 
 class Probe(gym.Env):
@@ -120,56 +120,6 @@ class Lopsided(Probe):
         assert self.action_space.contains(action), action
         Lopsided.taken.append(action)
         return float(-abs(action).sum()), False
-
-
-class Narrow(Probe):
-    """Bounds of float64 that float32 has to round; an action beyond them is an error."""
-
-    action_space = Box(np.array([-0.1, 0.7]), np.array([0.1, 0.8]), dtype=np.float64)
-
-    def outcome(self, action):
-        assert self.action_space.contains(action), action.astype(np.float64)
-        return 1.0, False
-
-
-class Unbounded(Probe):
-    """A box without bounds."""
-
-    action_space = Box(-np.inf, np.inf, (1,))
-
-
-class Nested(Probe):
-    """A Dict observation of a one-hot and a matrix; actions that are numbered from 3."""
-
-    observation_space = Dict(number=Discrete(4), matrix=Box(-1, 1, (2, 3)))
-    action_space = Discrete(2, start=3)
-
-    def observation(self):
-        return {"number": self.t % 4, "matrix": np.zeros((2, 3), np.float32)}
-
-    def outcome(self, action):
-        assert self.action_space.contains(action), action
-        return float(action == 4), False
-
-
-class Many(Probe):
-    """Two discrete actions at once, of two and of three choices."""
-
-    action_space = MultiDiscrete([2, 3])
-
-    def outcome(self, action):
-        assert self.action_space.contains(action), action
-        return float(action.sum()), False
-
-
-class Binary(Probe):
-    """Three switches."""
-
-    action_space = MultiBinary(3)
-
-    def outcome(self, action):
-        assert self.action_space.contains(action), action
-        return float(action.sum()), False
 
 
 class Sign(gym.ActionWrapper):
