@@ -279,7 +279,7 @@ def speed_figure(path: Path) -> None:
     variants = {"SB3": "#b0b6bd", "SBX": "#6d747c", "eager": "#6fa8dc", "compile": "#1c4587"}
     variants = {x: y for x, y in variants.items() if any(x in z for z in found.values())}
     names = {"eager": "ours", "compile": "ours, --compile"}
-    figure, axes = plt.subplots(2, 1, figsize=(10, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, 1, figsize=(12, 7), layout="constrained")
     for axis, off_policy in zip(axes, (False, True)):
         scripts = [x for x in found if (x in OFF_POLICY) == off_policy]
         for place, script in enumerate(scripts):
@@ -288,11 +288,12 @@ def speed_figure(path: Path) -> None:
                 height = statistics.median(found[script][variant])
                 x = place + 0.21 * (shift - (len(shown) - 1) / 2)
                 bar = axis.bar(x, height, 0.2, color=variants[variant])
-                axis.bar_label(bar, [rounded(height)], fontsize=9, padding=1)
+                axis.bar_label(bar, [rounded(height)], fontsize=8, padding=1)
         axis.set_xticks(range(len(scripts)), [label(x) for x in scripts])
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_ylabel("steps per second")
-        axis.set_title("off-policy, one update a step" if off_policy else "on-policy", fontsize=10)
+        kind = "off-policy, one update a step" if off_policy else "on-policy"
+        axis.set_title(f"HalfCheetah-v4, one CPU thread, {kind}", fontsize=10)
     bars = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in variants.values()]
     figure.legend(
         bars, [names.get(x, x) for x in variants], loc="outside upper center", ncols=4, fontsize=10
