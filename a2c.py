@@ -28,7 +28,7 @@ Equations, in the order of the code
 Algorithm [AC-07b]
     1. initialise the policy θ and the critic w
     2. run π_θ for T steps in each of N environments
-    3. advantages Â, with n reaches to the end of the rollout or episode (the text fixes n)
+    3. advantages Â, with n up to the end of the rollout or the episode (the text fixes n)
     4. one step up the objective L, averaged over the T·N samples
     5. discard the rollout and go to 2
 A3C's workers update shared parameters whenever they are ready, with gradients that may be out of
@@ -326,7 +326,7 @@ def train(args: Args) -> Path | None:
         observations, actions, rewards, next_observations, *ends = samples  # (T, N, ...)
         step += T * N * W
 
-        # 3. Advantages Â, with n = T − t or up to the episode's end.
+        # 3. Advantages Â, with n up to the end of the rollout or the episode.
         # The target is a constant: no gradient flows through it.
         with torch.no_grad():
             values, next_values = critic(observations), critic(next_observations)  # (T, N)

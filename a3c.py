@@ -27,7 +27,7 @@ Algorithm [AC-07c]
     1. initialise the shared policy θ and critic w; start the workers, each of which repeats:
     2. pull: θ', w' = θ, w
     3. run π_θ' for T steps in the worker's environment
-    4. advantages Â by V_w', with n reaches to the end of the rollout or episode (the text fixes n)
+    4. advantages Â by V_w', with n up to the end of the rollout or the episode (the text fixes n)
     5. the gradient of the objective L at θ', w'
     6. push: one step of the shared optimizer from θ, w along this gradient
 The gradient of step 5 belongs to θ', not to the θ that it moves. It is also noisier than A2C's: one
@@ -286,7 +286,7 @@ def work(rank, args, seed, shared_actor, shared_critic, optimizer, shared_step, 
         obs, episodes, *samples = rollout(envs, obs, actor, T)
         observations, actions, rewards, next_observations, *ends = samples  # (T, 1, ...)
 
-        # 4. Advantages Â by V_w', with n = T − t or up to the episode's end.
+        # 4. Advantages Â by V_w', with n up to the end of the rollout or the episode.
         # The target is a constant: no gradient flows through it.
         with torch.no_grad():
             values, next_values = critic(observations), critic(next_observations)  # (T, 1)

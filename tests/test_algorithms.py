@@ -923,8 +923,9 @@ def test_delayed_updates(script, frequency, monkeypatch):
 
 @each(*OFF_POLICY)
 def test_logged_values_are_means(script, monkeypatch):
-    """Trap 16: a row has the means over the updates since the row before, at ends of episodes."""
-    calls, _ = started(script, monkeypatch, updates=40)
+    """Trap 16: a row has the means over the updates since the row before, at ends of episodes and
+    at the end of the run, which is here inside an episode."""
+    calls, _ = started(script, monkeypatch, updates=42)
     rows = table(only_folder(Path.cwd()) / "updates.csv")
     values, start = torch.stack([result for *_, result in calls]), 60
     assert len(rows) > 3
@@ -932,6 +933,7 @@ def test_logged_values_are_means(script, monkeypatch):
         means = values[start - 60 : int(row["step"]) - 60].mean(0).tolist()
         assert list(row.values())[2:] == pytest.approx(means, rel=1e-4)
         start = int(row["step"])
+    assert start == 60 + 42
 
 
 @pytest.mark.parametrize(
