@@ -171,6 +171,7 @@ BOUNDED = {
 }
 UNBOUNDED = {
     "Unbounded": spaces.Box(-inf, inf, (2,), np.float32),
+    "Huge": spaces.Box(-3e38, 3e38, (2,), np.float32),  # high − low is infinite
     "BoundedBelow": spaces.Box(0.5, inf, (1,), np.float32),
     "BoundedAbove": spaces.Box(-inf, -0.5, (1,), np.float64),
 }

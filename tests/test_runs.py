@@ -314,7 +314,8 @@ def test_evaluation_alone(script, tmp_path, monkeypatch, capsys):
     before, state = contents(folder, *names), state_of(folder)
     capsys.readouterr()
     words = ["--resume", str(folder), "--total-timesteps", "0", "--eval-episodes", "1"]
-    main(script, *words, "--capture-video")
+    main(script, *words, "--capture-video", "--track")
+    assert not (folder / "wandb").exists()
     assert contents(folder, *names) == before
     assert_same_state(state, state_of(folder))
     returns = json.loads(before["summary.json"])["evaluation_returns"]
