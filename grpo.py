@@ -14,10 +14,10 @@ Equations, in the order of the code
     [X-GRPO]   Â = (r(y) − mean(r)) / std(r)   over the G responses of a group
     [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   the probability ratio, not the reward
     [AC-09b]   L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]
-    [X-K3]     k₃ = π_ref/π_θ − 1 − log(π_ref/π_θ), so that E_π[k₃] = KL(π_θ ‖ π_ref)
+    [X-K3]     k₃ = π_ref/π_θ − 1 − log(π_ref/π_θ)   with E_π[k₃] = KL(π_θ ‖ π_ref)
     [X-BOUND]  E[r(y)] − β KL(π ‖ π_ref) ≤ β log E_ref[exp(r(y)/β)]   for every policy π
 
-Algorithm [L10-6e]
+Algorithm [L10-6e], with GRPO in place of PPO
     1. supervised fine-tuning: the reference model π_ref learns to write as people do
     2. reward model: r learns from pairs of responses of π_ref which one people prefer [L10-6c];
            it gives one number for a response [L10-6d]
@@ -334,7 +334,7 @@ def train(args: Args) -> Path:
         metrics = dict(zip(names, torch.stack(losses).mean(0)))  # means over all minibatches
         metrics |= measure(*responses, samples, args.kl_coef)
         run.log("updates", step, **metrics)
-        run.save(step)
+        run.save(step, now=step >= args.total_responses)
 
     responses = respond(prompts_of(args.eval_responses), **models)
     run.finish(step, measure(*responses, samples, args.kl_coef))
@@ -419,7 +419,7 @@ def prompts_of(n: int) -> Tensor:
     return torch.arange(n) % len(TOPICS)
 
 
-# ── Plumbing ──────────────────────────────────────────────────────────────────────────────────────
+# ── Plumbing: the same text in rlhf.py and grpo.py ────────────────────────────────────────────────
 class Run:
     """A run's folder: args.json, updates.csv, checkpoint.pt, summary.json.
 
@@ -490,10 +490,8 @@ class Run:
         self.saved_at = time.time()
 
     def finish(self, step: int, evaluation: dict[str, Tensor]) -> None:
-        """Saves; writes and prints the summary."""
+        """Writes and prints the summary."""
         self.bar.close()
-        if step > self.step:
-            self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         summary |= {name: float(x) for name, x in evaluation.items()}
         print(", ".join(f"{name} {round(x, 2):,}" for name, x in summary.items()))

@@ -354,7 +354,7 @@ def train(args: Args) -> Path:
         metrics = dict(zip(names, torch.stack(losses).mean(0)))  # means over all minibatches
         metrics |= measure(*responses, samples, args.kl_coef)
         run.log("updates", step, **metrics)
-        run.save(step)
+        run.save(step, now=step >= args.total_responses)
 
     responses = respond(prompts_of(args.eval_responses), **models)
     run.finish(step, measure(*responses, samples, args.kl_coef))
@@ -439,7 +439,7 @@ def prompts_of(n: int) -> Tensor:
     return torch.arange(n) % len(TOPICS)
 
 
-# ── Plumbing ──────────────────────────────────────────────────────────────────────────────────────
+# ── Plumbing: the same text in rlhf.py and grpo.py ────────────────────────────────────────────────
 class Run:
     """A run's folder: args.json, updates.csv, checkpoint.pt, summary.json.
 
@@ -510,10 +510,8 @@ class Run:
         self.saved_at = time.time()
 
     def finish(self, step: int, evaluation: dict[str, Tensor]) -> None:
-        """Saves; writes and prints the summary."""
+        """Writes and prints the summary."""
         self.bar.close()
-        if step > self.step:
-            self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         summary |= {name: float(x) for name, x in evaluation.items()}
         print(", ".join(f"{name} {round(x, 2):,}" for name, x in summary.items()))

@@ -14,6 +14,7 @@ EPISODIC = ["reinforce", "reinforce_baseline"]  # update after whole episodes of
 ON_POLICY = [*EPISODIC, "a2c", "a3c", "trpo", "ppo"]
 OFF_POLICY = ["ddpg", "td3", "sac"]
 SCRIPTS = ON_POLICY + OFF_POLICY
+LANGUAGE = ["rlhf", "grpo"]  # policies that write; no environments of Gymnasium
 
 # Arguments of a run of a few updates.
 TINY = {

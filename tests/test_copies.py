@@ -10,12 +10,14 @@ import sys
 import tokenize
 
 import pytest
-from conftest import EPISODIC, OFF_POLICY, ON_POLICY, ROOT, SCRIPTS
+from conftest import EPISODIC, LANGUAGE, OFF_POLICY, ON_POLICY, ROOT, SCRIPTS
+
+FILES = SCRIPTS + LANGUAGE
 
 # Lines at most, with header, comments and blank lines.
 LINES = dict(
     reinforce=415, reinforce_baseline=465, a2c=515, a3c=512, trpo=570, ppo=550,
-    ddpg=460, td3=475, sac=500,
+    ddpg=460, td3=475, sac=500, rlhf=545, grpo=525,
 )  # fmt: skip
 LINES_OF_TRAIN, LINES_OF_HEADER, LINES_OF_PLUMBING = 95, 50, 147
 
@@ -28,6 +30,7 @@ DIFFERENCES = {
     ("a2c", "ppo"): (94, 133),
     ("ddpg", "td3"): (29, 42),
     ("td3", "sac"): (57, 78),
+    ("rlhf", "grpo"): (56, 38),
 }
 
 # Top-level definitions that are the same to the letter in these scripts; the others lack them.
@@ -39,12 +42,17 @@ SAME = {
     "rollout": ROLLOUTS,
     "n_step_advantages": ["a2c", "a3c"],
     "actor_critic_loss": ["a2c", "a3c"],
-    "gae": ["trpo", "ppo"],
+    "gae": ["trpo", "ppo", "rlhf"],
+    "clipped_surrogate": ["ppo", *LANGUAGE],
     "compiled": ["ppo", *OFF_POLICY],
     "ReplayBuffer": OFF_POLICY,
     "polyak_update": OFF_POLICY,
     "deterministic_policy_loss": ["ddpg", "td3"],
 }
+# All of the language, of the reward model and of what is measured.
+NAMES = """judge people write mask_of texts_of judged Transformer RewardModel log_probs_of
+language_loss bradley_terry_loss best_objective fit respond measure show collect prompts_of"""
+SAME |= {name: LANGUAGE for name in NAMES.split()}
 # The same name stands for one thing in the on-policy scripts and for another in the others. In a2c
 # the statistics are those of all processes; ppo's Adam clips the gradient.
 SAME_IN_A_FAMILY = {
@@ -54,10 +62,22 @@ SAME_IN_A_FAMILY = {
     "Actor": [ON_POLICY, ["ddpg", "td3"]],
     "Critic": [WITH_V, OFF_POLICY],
 }
-DIFFERENT = {"Args", "train", "update", "td_target"}
+DIFFERENT = {"Args", "train", "update", "td_target", "ppo_objective"}
 
-RULERS = ["Arguments", "Networks", "Equations", "Several processes", "Replay buffer", "Algorithm"]
-RULERS += ["Plumbing: the same text in every script"]
+RULERS = [
+    "Arguments",
+    "Language",
+    "Networks",
+    "Equations",
+    "Several processes",
+    "Replay buffer",
+    "Algorithm",
+]
+PLUMBING = [
+    "Plumbing: the same text in every script",
+    "Plumbing: the same text in rlhf.py and grpo.py",
+]
+RULERS += PLUMBING
 TRAPS = {  # the sentence, and words by which another wording of it would be found
     "V(s') = 0 only if terminated; a time limit still bootstraps.": r"# .*only if terminated",
     "The target is a constant: no gradient flows through it.": r"# .*target is a constant",
@@ -77,7 +97,7 @@ def without_header(script: str) -> str:
 
 
 def plumbing(script: str) -> str:
-    return source(script).split(f"# ── {RULERS[-1]} ")[1]
+    return re.split("# ── Plumbing: .*─\n", source(script))[1]
 
 
 def definitions(script: str) -> dict[str, str]:
@@ -112,7 +132,7 @@ def assert_same(name: str, scripts: list[str]) -> None:
 
 @pytest.mark.parametrize("name", SAME)
 def test_same_definitions(name):
-    assert [script for script in SCRIPTS if name in definitions(script)] == SAME[name]
+    assert [script for script in FILES if name in definitions(script)] == SAME[name]
     assert_same(name, SAME[name])
 
 
@@ -136,9 +156,17 @@ def test_same_plumbing():
     assert len(texts["ppo"].splitlines()) <= LINES_OF_PLUMBING
 
 
+def test_plumbing_of_language_models():
+    """rlhf.py and grpo.py have the same, and most of it is that of the others."""
+    texts = [plumbing(script).replace("total_responses", "total_timesteps") for script in LANGUAGE]
+    assert texts[0] == texts[1]
+    others = set(plumbing("ppo").splitlines())
+    assert len([line for line in texts[0].splitlines() if line not in others]) <= 24
+
+
 def test_no_other_repetition_goes_unwatched():
     """What stands in several scripts is in a table above, or is plumbing."""
-    names = [name for script in SCRIPTS for name in definitions(script)]
+    names = [name for script in FILES for name in definitions(script)]
     repeated = {name for name in names if names.count(name) > 1}
     defined = set(re.findall(r"^(?:def|class) (\w+)", plumbing("ppo"), re.M))
     assert repeated <= SAME.keys() | SAME_IN_A_FAMILY.keys() | DIFFERENT | defined
@@ -147,7 +175,7 @@ def test_no_other_repetition_goes_unwatched():
 def test_same_arguments():
     """The same name has the same type, and below "# Run" the same comment."""
     lines = {}
-    for script in SCRIPTS:
+    for script in FILES:
         run = definitions(script)["Args"].split("    # Run\n")[1]
         for line in run.splitlines():
             lines.setdefault(line.split(":")[0], set()).add(line)
@@ -175,7 +203,7 @@ def test_neighbours_differ_by_their_idea(pair, tmp_path):
 # ── Each script for itself ────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", FILES)
 def test_sizes(script):
     text = source(script)
     assert len(text.splitlines()) <= LINES[script]
@@ -184,12 +212,13 @@ def test_sizes(script):
     assert len(definitions(script)["train"].splitlines()) <= LINES_OF_TRAIN
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", FILES)
 def test_order_of_the_file(script):
     rulers = re.findall(r"^# ── (.+?) ─+$", source(script), re.M)
     assert rulers == [ruler for ruler in RULERS if ruler in rulers]
-    expected = {"Arguments", "Networks", "Equations", "Algorithm", RULERS[-1]}
+    expected = {"Arguments", "Networks", "Equations", "Algorithm", PLUMBING[script in LANGUAGE]}
     expected |= {"Replay buffer"} if script in OFF_POLICY else set()
+    expected |= {"Language"} if script in LANGUAGE else set()
     assert expected == set(rulers) - {"Several processes"}
     headings = "Idea Equations Algorithm Not Run".split()
     header = source(script).split('"""')[1]
@@ -197,7 +226,7 @@ def test_order_of_the_file(script):
     assert found == headings
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", FILES)
 def test_imports_nothing_of_this_project(script):
     allowed = {"gymnasium", "numpy", "torch", "tyro", "tqdm", "wandb"} | sys.stdlib_module_names
     for node in ast.walk(ast.parse(source(script))):
@@ -206,7 +235,7 @@ def test_imports_nothing_of_this_project(script):
         assert {name.split(".")[0] for name in names} <= allowed
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", FILES)
 def test_steps_of_the_algorithm(script):
     """The header's numbers 1, 2, ... stand as comments in the code, in that order."""
     header, parts = source(script).split('"""')[1], definitions(script)
@@ -218,7 +247,7 @@ def test_steps_of_the_algorithm(script):
     assert [int(number) for number in re.findall(r"^ +# (\d+)\. ", code, re.M)] == numbers
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", FILES)
 def test_trap_sentences(script):
     """The same words wherever one of the five is said, in comments that may break the line."""
     text = re.sub(r"\n +# ", " ", source(script))
@@ -227,11 +256,11 @@ def test_trap_sentences(script):
 
 
 def test_traps_are_said_where_they_apply():
-    said = {sentence: [s for s in SCRIPTS if sentence in source(s)] for sentence in TRAPS}
+    said = {sentence: [s for s in FILES if sentence in source(s)] for sentence in TRAPS}
     bootstrap, target, ascent, log_prob, successor = said.values()
-    assert bootstrap == successor == ROLLOUTS + OFF_POLICY
-    assert target == ROLLOUTS + OFF_POLICY
-    assert ascent == [script for script in SCRIPTS if script not in ("trpo", "sac")]
+    assert successor == ROLLOUTS + OFF_POLICY
+    assert bootstrap == target == [*successor, "rlhf"]
+    assert ascent == [script for script in FILES if script not in ("trpo", "sac")]
     assert log_prob == [*ON_POLICY, "sac"]
 
 
@@ -249,7 +278,7 @@ def equations_of(script: str) -> list[tuple[str, str, str]]:
     return found
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", FILES)
 def test_equations_are_stated_as_in_the_header(script):
     """The first docstring line has the header's equation, and a line of code carries its label."""
     header = source(script).split('"""')[1]
@@ -273,11 +302,11 @@ def equation_table() -> dict[str, tuple[list[str], list[str]]]:
 
 def test_the_table_is_read():
     rows = equation_table()
-    assert len(rows) > 50 and rows["AC-09b"] == (["ppo"], []) and "ppo" in rows["CS-3a"][1]
-    assert all(set(code) | set(told) <= set(SCRIPTS) for code, told in rows.values())
+    assert len(rows) > 50 and rows["AC-09b"] == (["ppo", *LANGUAGE], []) and "ppo" in rows["CS-3a"][1]
+    assert all(set(code) | set(told) <= set(FILES) for code, told in rows.values())
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", FILES)
 def test_labels_of_the_script(script):
     """Each stands in the table. What the table says to be in the code is on a line of code, there
     and nowhere else, or beside the header's box; what it says to be told is anywhere."""
