@@ -12,11 +12,14 @@ import json
 import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from run import RESULTS, ROOT, WORK, append, commit, read
 
@@ -25,6 +28,7 @@ import rlhf  # noqa: E402
 
 ROWS, CURVES = RESULTS / "language.csv", RESULTS / "language_curves.csv"
 METRICS = "judge win_rate reward kl length bound sample_size share".split()
+SAMPLES = 50_000  # responses of the reference for best-of-n
 BETAS = "0.4 0.05 0 0.2 0.1 1".split()
 VARIANTS = {  # script, reward model: flags of its runs
     ("rlhf", "transformer"): [f"--kl-coef {beta}" for beta in BETAS],
@@ -53,6 +57,14 @@ def add_rows(job: dict, folder: Path) -> None:
     print(*row.values(), flush=True)
 
 
+def best_of(n: int, rewards: torch.Tensor, values: torch.Tensor) -> float:
+    """E of the value of that of n samples which has the highest reward; both (N, prompts)."""
+    ranks = torch.arange(len(rewards) + 1, dtype=torch.float64) / len(rewards)
+    chosen = (ranks**n).diff().unsqueeze(-1)  # P(the best of n has this rank), from low to high
+    values = values.double().gather(0, rewards.argsort(0))
+    return round((chosen * values).sum(0).mean().item(), 4)
+
+
 def best_of_n(job: dict, folder: Path) -> None:
     """Of n responses of the reference, the one with the highest reward; n = 2, 4, ..., 256."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]
@@ -62,19 +74,14 @@ def best_of_n(job: dict, folder: Path) -> None:
     reward_model.load_state_dict(state["reward_model"])
     torch.manual_seed(int(job["seed"]))
     with torch.no_grad():
-        batches = rlhf.prompts_of(50_000).split(1_000)
+        batches = rlhf.prompts_of(SAMPLES).split(1_000)
         tokens = torch.cat([rlhf.write(reference, prompts) for prompts in batches])
         rewards = torch.cat([reward_model(x) for x in tokens.split(1_000)])
-    shape = -1, len(rlhf.TOPICS)
-    rewards, order = rewards.reshape(shape).double().sort(0)  # (N, prompts), from low to high
-    judge = rlhf.judged(tokens).reshape(shape).double().gather(0, order)
-    ranks = torch.arange(len(rewards) + 1, dtype=torch.float64) / len(rewards)
+    rewards, judge = (x.reshape(-1, len(rlhf.TOPICS)) for x in (rewards, rlhf.judged(tokens)))
     for n in (2**k for k in range(1, 9)):
-        chosen = (ranks**n).diff().unsqueeze(-1)  # P(the best of n has this rank)
         row = job | {"script": "best-of-n", "flags": str(n), "step": "", "seconds": ""}
         row |= {x: "" for x in METRICS} | {"kl": round(math.log(n) - (n - 1) / n, 4)}
-        row |= {"judge": round((chosen * judge).sum(0).mean().item(), 4)}
-        row |= {"reward": round((chosen * rewards).sum(0).mean().item(), 4)}
+        row |= {"judge": best_of(n, rewards, judge), "reward": best_of(n, rewards, rewards)}
         append(ROWS, [row | {"commit": commit("rlhf.py")}])
 
 
@@ -104,6 +111,95 @@ def run(script: str, reward_model: str, seed: str) -> None:
         start(script, *words, folder=work)
         add_rows(base | {"flags": flags}, folder)
     shutil.rmtree(work)
+
+
+# ── Table and figure ──────────────────────────────────────────────────────────────────────────────
+
+
+def cells() -> dict[tuple[str, str, str], list[dict[str, str]]]:
+    """(script, reward model, flags) → its rows, one for each seed."""
+    found = {}
+    for row in read(ROWS):
+        found.setdefault((row["script"], row["reward_model"], row["flags"]), []).append(row)
+    return found
+
+
+def spread(rows: list[dict[str, str]], name: str) -> str:
+    """Mean ± standard deviation over the seeds that have the number."""
+    values = [float(row[name]) for row in rows if row[name]]
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def table() -> str:
+    """Markdown: a row for each kind of run, evaluated with 2,000 responses after training."""
+    found = cells()
+    columns = {"judge": "judge", "win rate": "win_rate", "r": "reward", "KL": "kl"}
+    columns |= {"words": "length", "share of the bound": "share", "its samples": "sample_size"}
+    lines = [f"| | seeds | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    keys = [(*key, flags) for key, variants in VARIANTS.items() for flags in variants]
+    keys += [("best-of-n", model, n) for model in ("transformer", "bag") for n in ("16", "256")]
+    for key in sorted(
+        keys, key=lambda key: [*VARIANTS].index(key[:2]) if key[:2] in VARIANTS else 9
+    ):
+        if rows := found.get(key):
+            script, model, flags = key
+            name = f"best of {flags}" if script == "best-of-n" else f"{script}.py {flags}"
+            name = name.replace("--kl-coef", "β =").replace("--no-group-std", ", without std")
+            name += ", bag" * (model == "bag")
+            texts = [spread(rows, column) for column in columns.values()]
+            lines.append(f"| {name.replace(' ,', ',')} | {len(rows)} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def mean_curves(script: str, model: str, flags: str) -> np.ndarray:
+    """(updates, 4): step, √KL, the judge's score and the reward, means over the seeds."""
+    rows = [
+        x
+        for x in read(CURVES)
+        if (x["script"], x["reward_model"], x["flags"]) == (script, model, flags)
+    ]
+    steps = {}
+    for row in rows:
+        steps.setdefault(int(row["step"]), []).append(
+            [float(row[x]) for x in ("kl", "judge", "reward")]
+        )
+    means = [(step, *np.mean(values, 0)) for step, values in sorted(steps.items())]
+    return np.array([(step, max(kl, 0) ** 0.5, judge, r) for step, kl, judge, r in means])
+
+
+def figure(path: Path) -> None:
+    """The reward (dashed) and the judge's score (solid) over the responses, and over √KL."""
+    panels = [("transformer", 0, "responses"), ("transformer", 1, "√KL"), ("bag", 1, "√KL")]
+    drawing, axes = plt.subplots(1, 3, figsize=(12, 4.6), layout="constrained")
+    handles, order = {}, sorted(BETAS, key=float, reverse=True)
+    for axis, (model, x, label) in zip(axes, panels):
+        for beta in order:
+            curves = mean_curves("rlhf", model, f"--kl-coef {beta}")
+            if not len(curves):
+                continue
+            colour = plt.get_cmap("viridis")(order.index(beta) / len(order))
+            (handles[f"β = {beta}"],) = axis.plot(curves[:, x], curves[:, 2], color=colour)
+            axis.plot(curves[:, x], curves[:, 3], color=colour, linestyle="--", linewidth=1)
+        points = {}
+        for row in read(ROWS):
+            if (row["script"], row["reward_model"], x) == ("best-of-n", model, 1):
+                numbers = [float(row[y]) for y in ("kl", "judge", "reward")]
+                points.setdefault(int(row["flags"]), []).append(numbers)
+        if points:
+            best = np.array([np.mean(points[n], 0) for n in sorted(points)])
+            style = dict(color="crimson", marker=".", linewidth=1)
+            (handles["best of n = 2 … 256"],) = axis.plot(best[:, 0] ** 0.5, best[:, 1], **style)
+            axis.plot(best[:, 0] ** 0.5, best[:, 2], linestyle="--", **style)
+        axis.set(title=f"reward model: {model}", xlabel=label, ylim=(-6, 10))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.axhline(0, color="grey", linewidth=0.5)
+    axes[0].set_ylabel("solid: the judge's score; dashed: the learned reward r")
+    drawing.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    drawing.savefig(path, dpi=150)
+    plt.close(drawing)
 
 
 def main() -> None:

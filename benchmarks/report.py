@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 import ablations
+import language
 import matplotlib.pyplot as plt
 import numpy as np
 from run import PEERS, RESULTS, ROOT, flags_of, read
@@ -309,6 +310,7 @@ TABLES = {
     "classic": lambda: returns(CLASSIC),
     "commits": commits,
     "ablations": ablations.table,
+    "language": language.table,
     "peers": peers,
     "against": against,
     "torchrun": lambda: scaling("torchrun", "process"),
@@ -337,6 +339,7 @@ def main() -> None:
     classic += [[("Pendulum-v1", scripts) for scripts in kinds]]
     curves_figure(RESULTS / "classic_control.png", classic)
     speed_figure(RESULTS / "speed.png")
+    language.figure(RESULTS / "language.png")
     for page, names in PAGES.items():
         text = (ROOT / page).read_text()
         for name in names:

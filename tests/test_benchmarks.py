@@ -1,6 +1,7 @@
 """benchmarks/: a run is recorded once and resumes, tables and marks by hand, pages, pictures."""
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations
+import language
 import plot
 import report
 import run as runner
@@ -224,3 +227,57 @@ def test_plot(tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         plot.main()
         assert (tmp_path / "x.png").read_bytes().startswith(PNG)
+
+
+# ── Language models ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_best_of_n_by_enumeration():
+    """All pairs with replacement of four responses to each of two prompts."""
+    rewards = torch.tensor([[0.3, 2.0], [1.0, 1.0], [-1.0, 4.0], [0.5, 3.0]])
+    judge = torch.tensor([[1.0, 2.0], [5.0, -3.0], [0.0, 7.0], [2.0, 1.0]])
+    total = 0.0
+    for prompt in (0, 1):
+        for pair in itertools.product(range(4), repeat=2):
+            total += judge[max(pair, key=lambda i: rewards[i, prompt]), prompt].item() / 32
+    assert language.best_of(2, rewards, judge) == round(total, 4)
+    assert language.best_of(1, rewards, judge) == judge.mean()
+
+
+def test_runs_of_language_models(tmp_path, monkeypatch):
+    """Two runs of one seed from the same stages, the rows, and none of them twice; the pictures."""
+    monkeypatch.setattr(language, "ROWS", tmp_path / "language.csv")
+    monkeypatch.setattr(language, "CURVES", tmp_path / "language_curves.csv")
+    monkeypatch.setattr(language, "WORK", tmp_path)
+    monkeypatch.setattr(language, "SAMPLES", 800)
+    variants = {("rlhf", "transformer"): ["--kl-coef 0.4", "--kl-coef 0"]}
+    monkeypatch.setattr(language, "VARIANTS", variants)
+    real, commands = language.start, []
+
+    def start(script, *words, folder):
+        commands.append(words)
+        tiny = "--sft-texts 64 --pairs 64 --rm-epochs 1 --sft-epochs 1 --ref-responses 80".split()
+        tiny += "--eval-responses 16 --batch-size 16 --minibatch-size 16".split()
+        words = ["256" if word == "25600" else word for word in words]
+        real(script, *words, *tiny, folder=folder)
+
+    monkeypatch.setattr(language, "start", start)
+    for _ in range(2):
+        language.run("rlhf", "transformer", "7")
+    assert [words[-3:] for words in commands] == [
+        ("transformer", "--total-responses", "0"), ("25600", "--kl-coef", "0.4"),
+        ("25600", "--kl-coef", "0"),
+    ]  # fmt: skip
+    rows = language.read(language.ROWS)
+    assert [row["flags"] for row in rows[:8]] == [str(2**k) for k in range(1, 9)]
+    assert [row["flags"] for row in rows[8:]] == ["--kl-coef 0.4", "--kl-coef 0"]
+    assert rows[-1]["step"] == "256" and float(rows[-1]["kl"]) > 0
+    curves = language.read(language.CURVES)
+    assert [row["step"] for row in curves] == ["64", "128", "192", "256"] * 2
+    assert language.spread([{"kl": "1"}, {"kl": "3"}, {"kl": ""}], "kl") == "2.00 ± 1.41"
+    lines = language.table().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| rlhf.py β = 0.4", "| rlhf.py β = 0", "| best of 16", "| best of 256",
+    ]  # fmt: skip
+    language.figure(tmp_path / "language.png")
+    assert (tmp_path / "language.png").read_bytes().startswith(PNG)

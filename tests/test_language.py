@@ -557,6 +557,17 @@ def test_counts(script, monkeypatch):
     mean = state["samples"]["rewards"].mean()
     assert abs(mean) < 1e-3 and state["samples"]["rewards"].shape == (8, 20)
     assert (state["samples"]["likes"].diff() >= 0).all()
+    # r is shifted by the same mean.
+    reference, reward_model = (
+        module.Transformer(len(module.WORDS)),
+        module.RewardModel("transformer"),
+    )
+    reference.load_state_dict(state["reference"])
+    reward_model.load_state_dict(state["reward_model"])
+    with torch.no_grad():
+        rewards = reward_model(module.write(reference, module.prompts_of(1_000)))
+    assert abs(rewards.mean()) < 5 * rewards.std() * (1 / 160 + 1 / 1_000) ** 0.5
+    assert abs(reward_model.mean) > 6 * rewards.std() * (1 / 160 + 1 / 1_000) ** 0.5
 
 
 def test_advantages_of_a_run(monkeypatch):
