@@ -1,20 +1,20 @@
 """Group Relative Policy Optimization (GRPO) of a language model; Shao et al. 2024, Liu et al. 2025.
 
 Changed from rlhf.py: no critic and no GAE. The policy writes a group of responses to each prompt,
-and a response is as good as its reward is above the mean of its group; the penalty on the KL
-divergence moves from the rewards into the loss. Language, judge and reward model are the same.
+and the advantage of a response is its reward minus the mean of its group; a penalty on the KL
+divergence of each word, in the loss, replaces that in the rewards. All the rest is the same.
 
 Idea
-    A critic costs as much as the policy, and in this problem it has one number to predict: the
-    reward of the response. The mean reward of other responses to the same prompt predicts that as
-    well, without learning. All words of a response get the same advantage.
+    A critic is a second network of the same size. The mean reward of several responses to the same
+    prompt is a baseline as well: it needs no training, but it is the same for every word, and so is
+    the advantage.
 
 Equations, in the order of the code
     [X-BT]     L_RM = −E[log σ(r(y_w) − r(y_l))]   from P(y₁ ≻ y₂) = σ(r(y₁) − r(y₂))
     [X-GRPO]   Â = (r(y) − mean(r)) / std(r)   over the G responses of a group
     [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   the probability ratio, not the reward
     [AC-09b]   L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]
-    [X-K3]     k₃ = π_ref/π_θ − 1 − log(π_ref/π_θ)   with E_π[k₃] = KL(π_θ ‖ π_ref)
+    [X-K3]     k₃ = π_ref/π_θ − 1 − log(π_ref/π_θ)   with E_π[k₃] = KL(π_θ ‖ π_ref), kl-approx
     [X-BOUND]  E[r(y)] − β KL(π ‖ π_ref) ≤ β log E_ref[exp(r(y)/β)]   for every policy π
 
 Algorithm [L10-6e], with GRPO in place of PPO
@@ -30,11 +30,15 @@ Algorithm [L10-6e], with GRPO in place of PPO
 A full stop ends a response: what is stored after it has no advantage and no loss.
 
 Not in the text [impl]
+    r starts as π_ref with a new last layer; weight decay               Ziegler 2019, 2.1
     r is the sum of what each word adds to it                           Christiano 2017, eq. 1
-    r is shifted so that its mean over responses of π_ref is 0          Ziegler 2019, 2.1
-    a sum over words, divided by a constant and not by the length |y|   Liu 2025 (Dr. GRPO)
-    r_t(θ) before k₃: without it the gradient is that of another KL
+    r has mean 0 over responses of π_ref (Ziegler: variance 1 as well)  Ouyang 2022, 3.5
+    sums over words divided by a constant, not by the length |y|        Liu 2025 (Dr. GRPO)
+    r_t(θ) before k₃: without it, the gradient is that of KL(π_ref ‖ π_θ)
     Adam with an annealed learning rate and a clipped norm of the gradient
+Dividing by std(r) multiplies β by std(r) in effect; --no-group-std (Dr. GRPO) does not divide. The
+KL is that of each word given those before it: its effect on later words is not in the gradient, as
+it is in rlhf.py.
 
 Run: python grpo.py
 """
@@ -64,13 +68,14 @@ class Args:
     prompt: Topic | None = None  # at the end, print ten responses of π_ref and of π_θ to it
     total_responses: int = 25_600  # responses written for GRPO; 0 with --resume only evaluates
     seed: int = 1  # seed of the networks, the texts and the preferences
-    # Algorithm
+    # Stages 1 and 2, which a resumed run does not repeat
     sft_texts: int = 20_000  # texts of people for supervised fine-tuning
     sft_epochs: int = 4  # epochs over these texts
     pairs: int = 3_000  # pairs of responses that people compare
     rm_epochs: int = 10  # epochs over the pairs
-    ref_responses: int = 50_000  # responses of π_ref behind the bound, the win rate, the mean of r
-    reward_model: Literal["transformer", "bag"] = "transformer"  # bag: blind to the words' order
+    ref_responses: int = 50_000  # of π_ref, to estimate the bound, the win rate and the mean of r
+    reward_model: Literal["transformer", "bag"] = "transformer"  # bag: ignores the words' order
+    # Algorithm
     kl_coef: float = 0.4  # β, weight of the KL divergence from the reference model [X-K3]
     learning_rate: float = 1e-3  # initial learning rate of Adam
     num_prompts: int = 32  # prompts per update
@@ -92,13 +97,13 @@ class Args:
 TOPICS = get_args(Topic)
 PRAISE = "good nice fine warm kind quiet clean great".split()
 BLAME = "bad cold rude loud dirty poor slow dull".split()
-WORDS = [*TOPICS, *PRAISE, *BLAME, *"the was very not and but .".split()]
+WORDS = [*TOPICS, *PRAISE, *BLAME, *"the was very not and but .".split()]  # W; a token is an index
 T, STOP, THE = 20, WORDS.index("."), WORDS.index("the")  # T: words in a response at most
 KIND = {word: word for word in WORDS} | dict.fromkeys(TOPICS, "topic")
 KIND |= dict.fromkeys(PRAISE, "praise") | dict.fromkeys(BLAME, "blame")
 RULES = {  # the kinds of words that may follow a word of each kind, with their weights
     "prompt": {"the": 1},
-    "the": {"topic": 1},  # half of the time the prompt
+    "the": {"topic": 1},  # half of the time the prompt, else any topic
     "topic": {"was": 1},
     "was": {"praise": 3, "blame": 3, "very": 2, "not": 2},
     "very": {"praise": 1, "blame": 1},
@@ -115,7 +120,7 @@ FOLLOWS = F.normalize(torch.tensor(WEIGHTS), p=1)  # (W + 1, W), the probabiliti
 
 
 def judge(prompt: str, response: list[str]) -> float:
-    """How much people like a response. No policy and no reward model ever sees this function."""
+    """How much people like a response; for their preferences and for evaluation, not a reward."""
     score, negated, seen = 0.0, False, set()
     for before, word in zip(["prompt", *(KIND[word] for word in response)], response):
         value = 2.0 if word == prompt else float(word in PRAISE) - float(word in BLAME)
@@ -130,7 +135,7 @@ def judge(prompt: str, response: list[str]) -> float:
 
 
 def people(tokens: Tensor) -> Tensor:
-    """They keep to the rules: tokens (B, L) → log-probabilities (B, L, W) of the next word."""
+    """A model of RULES, for stage 1: tokens (B, L) → log-probabilities (B, L, W) of the next."""
     before = F.pad(tokens[:, 1:], (1, 0), value=len(WORDS))  # FOLLOWS[-1] follows a prompt
     probs = FOLLOWS[before]  # (B, L, W)
     prompts = F.one_hot(tokens[:, :1], len(WORDS))  # (B, 1, W)
@@ -138,7 +143,7 @@ def people(tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def write(model, prompts: Tensor) -> Tensor:
+def generate(model, prompts: Tensor) -> Tensor:
     """A response to each prompt, word by word: (B,) → tokens (B, 1 + T), prompts first."""
     tokens = torch.full((len(prompts), 1 + T), STOP)
     tokens[:, 0] = prompts
@@ -194,20 +199,21 @@ class RewardModel(nn.Module):
     """r(y): tokens (B, 1 + T) → one number for each response (B,).
 
     [impl] The sum of what each word adds. The transformer sees the prompt and all words before it.
-    The bag sees the prompt and that one word: it is blind to order, grammar and repetition.
+    The bag sees the prompt and that one word, so it ignores order, grammar and repetition.
     """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.kind, self.net = kind, Transformer(1)
+        self.net = Transformer(1)
+        self.register_buffer("bag", torch.tensor(kind == "bag"))
         self.register_buffer("mean", torch.zeros(()))  # over responses of the reference model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.kind == "transformer":
-            parts = self.net(tokens)[:, 1:]  # (B, T, 1)
+        if self.bag:  # T texts of two tokens, the prompt and a word
+            pairs = torch.stack((tokens[:, :1].expand(-1, T), tokens[:, 1:]), -1)  # (B, T, 2)
+            parts = self.net(pairs.flatten(0, 1))[:, 1]  # (B · T, 1)
         else:
-            prompts = tokens[:, :1].expand(-1, T)
-            parts = self.net(torch.stack((prompts, tokens[:, 1:]), -1).flatten(0, 1))[:, 1]
+            parts = self.net(tokens)[:, 1:]  # (B, T, 1)
         return (parts.reshape(-1, T) * mask_of(tokens)).sum(-1) - self.mean  # [L10-6d]
 
 
@@ -218,14 +224,14 @@ def log_probs_of(policy, tokens) -> Tensor:
     return log_probs.gather(-1, tokens[:, 1:].unsqueeze(-1)).squeeze(-1) * mask_of(tokens)
 
 
-def language_loss(model, texts) -> Tensor:
+def sft_loss(model, texts) -> Tensor:
     """−E[log π(a_t|s_t)], the cross-entropy of the words of texts (B, 1 + T)."""
     return -log_probs_of(model, texts).sum() / mask_of(texts).sum()
 
 
-def bradley_terry_loss(reward_model, better, worse) -> Tensor:
-    """L_RM = −E[log σ(r(y_w) − r(y_l))]  [X-BT]; the preferred responses y_w and the others y_l."""
-    return -F.logsigmoid(reward_model(better) - reward_model(worse)).mean()  # [X-BT]
+def bradley_terry_loss(reward_model, chosen, rejected) -> Tensor:
+    """L_RM = −E[log σ(r(y_w) − r(y_l))]  [X-BT]; chosen y_w, rejected y_l (B, 1 + T) → scalar."""
+    return -F.logsigmoid(reward_model(chosen) - reward_model(rejected)).mean()  # [X-BT]
 
 
 def group_advantages(scores, group_size, group_std) -> Tensor:
@@ -258,7 +264,7 @@ def grpo_objective(policy, tokens, old_log_probs, ref_log_probs, advantages, arg
     """
     log_probs = log_probs_of(policy, tokens)  # (B, T)
     surrogate = clipped_surrogate(log_probs, old_log_probs, advantages, args.clip_coef)
-    # The ratio makes E_old[ratio · k₃] = E_π[k₃], whose gradient is that of KL(π_θ ‖ π_ref).
+    # E_old[ratio · k₃] = E_π[k₃], the KL of the next word, and so are their gradients.
     ratio = (log_probs - old_log_probs).exp()
     kl_loss = (ratio * k3(log_probs, ref_log_probs)).mean()
     return surrogate - args.kl_coef * kl_loss, surrogate, kl_loss
@@ -267,11 +273,12 @@ def grpo_objective(policy, tokens, old_log_probs, ref_log_probs, advantages, arg
 def best_objective(scores, kl_coef) -> tuple[Tensor, Tensor]:
     """E[r(y)] − β KL(π ‖ π_ref) ≤ β log E_ref[exp(r(y)/β)]  [X-BOUND], averaged over the prompts.
 
-    scores (prompts, samples): r(y) of responses of π_ref. Returns the bound and its effective
-    sample size, the number of these responses that carry the weights of π* ∝ π_ref exp(r/β).
+    scores (P prompts, n): r(y) of responses of π_ref. Returns the bound, too low where the best
+    responses are too rare to be among these, and its effective sample size P² / Σw², with weights
+    w ∝ exp(r/β) that sum to 1 for each prompt.
     """
-    kl_coef = max(kl_coef, 1e-6)  # without a penalty: the best of the rewards
-    log_weights = scores / kl_coef
+    kl_coef = max(kl_coef, 1e-6)  # for β = 0 the largest reward
+    log_weights = scores / kl_coef  # (prompts, n)
     bound = kl_coef * (log_weights.logsumexp(-1) - math.log(scores.shape[1])).mean()  # [X-BOUND]
     return bound, len(scores) ** 2 / (log_weights.softmax(-1) ** 2).sum()
 
@@ -283,28 +290,29 @@ def train(args: Args) -> Path:
     torch.set_num_threads(args.num_threads)
     reference, policy = Transformer(len(WORDS)), Transformer(len(WORDS))
     reward_model = RewardModel(args.reward_model)
-    # r(y) and the judge's scores of responses of π_ref to each prompt.
+    # r(y) and the judge's scores of responses of π_ref; parameters only to be in the checkpoint.
     zeros = torch.zeros(2, len(TOPICS), args.ref_responses // len(TOPICS))
-    samples = nn.ParameterDict(zip(("rewards", "likes"), zeros)).requires_grad_(False)
-    adam = torch.optim.Adam(policy.parameters(), fused=True)
+    ref_samples = nn.ParameterDict(zip(("rewards", "judge_scores"), zeros)).requires_grad_(False)
+    parameters = [*policy.parameters()]
+    adam = torch.optim.Adam(parameters, fused=True)
 
     models = dict(policy=policy, reference=reference, reward_model=reward_model)
-    run = Run(args, **models, samples=samples, adam=adam)
+    run = Run(args, **models, ref_samples=ref_samples, adam=adam)
     step = run.step
-    if not samples["likes"].any():  # else: the checkpoint has all of this
+    if not ref_samples["judge_scores"].any():  # else: the checkpoint has all of this
         # 1. Supervised fine-tuning: π_ref learns to write as people do.
-        texts = write(people, prompts_of(args.sft_texts))  # (n, 1 + T)
-        fit(reference, language_loss, [texts], args.sft_epochs, 0.0)
+        texts = generate(people, prompts_of(args.sft_texts))  # (n, 1 + T)
+        fit(reference, sft_loss, [texts], args.sft_epochs)
 
         # 2. Reward model: r learns from pairs of responses of π_ref which one people prefer.
         head = reward_model.net.head.state_dict(prefix="head.")
         reward_model.net.load_state_dict(reference.state_dict() | head)
-        first, second = (write(reference, prompts_of(args.pairs)) for _ in range(2))
+        first, second = (generate(reference, prompts_of(args.pairs)) for _ in range(2))
         prefer_first = torch.rand(args.pairs) < torch.sigmoid(judged(first) - judged(second))
         prefer_first = prefer_first.unsqueeze(-1)  # (n, 1)
         pairs = torch.where(prefer_first, first, second), torch.where(prefer_first, second, first)
-        fit(reward_model, bradley_terry_loss, pairs, args.rm_epochs, 1.0)  # [L10-6c]
-        collect(samples, reference, reward_model)
+        fit(reward_model, bradley_terry_loss, pairs, args.rm_epochs, weight_decay=1.0)  # [L10-6c]
+        collect(ref_samples, reference, reward_model)
 
         # 3. The policy starts as π_θ = π_ref.
         policy.load_state_dict(reference.state_dict())  # a language model [L10-6a]
@@ -313,8 +321,8 @@ def train(args: Args) -> Path:
         adam.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_responses)
 
         # 4. State: the prompt and the words so far, action: the next word; π_old = π_θ.
-        prompts = prompts_of(args.num_prompts).repeat_interleave(args.group_size)
-        responses = respond(prompts, **models)
+        prompts = prompts_of(args.num_prompts, step // args.group_size)
+        responses = respond(prompts.repeat_interleave(args.group_size), **models)
         tokens, scores, old_log_probs, ref_log_probs = responses
         mask = mask_of(tokens)  # (B, T), true for the words of the responses
         step += len(tokens)
@@ -324,77 +332,72 @@ def train(args: Args) -> Path:
         advantages = advantages.unsqueeze(-1) * mask  # (B, T)
 
         # 6. K times: shuffle the responses into minibatches; one Adam step up L for each.
-        losses = []
+        losses, batch = [], (tokens, old_log_probs, ref_log_probs, advantages)
         for _ in range(args.update_epochs):
             for rows in torch.randperm(len(tokens)).split(args.minibatch_size):
-                batch = tokens, old_log_probs, ref_log_probs, advantages
-                losses.append(update(args, [x[rows] for x in batch], policy, adam))
+                minibatch = (x[rows] for x in batch)
+                objective, *terms = grpo_objective(policy, *minibatch, args)
+                adam.zero_grad()
+                # Ascent on the objective = descent on its negative.
+                (-objective).backward()
+                norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
+                adam.step()
+                losses.append(torch.stack((*terms, norm)).detach())
 
         names = "clipped_surrogate", "kl_loss", "grad_norm"
         metrics = dict(zip(names, torch.stack(losses).mean(0)))  # means over all minibatches
-        metrics |= measure(*responses, samples, args.kl_coef)
+        metrics |= measure(*responses, ref_samples, args.kl_coef)
         run.log("updates", step, **metrics)
         run.save(step, now=step >= args.total_responses)
 
     responses = respond(prompts_of(args.eval_responses), **models)
-    run.finish(step, measure(*responses, samples, args.kl_coef))
+    evaluation = measure(*responses, ref_samples, args.kl_coef)
+    if evaluation["sample_size"] < 100:
+        del evaluation["share"]  # too few responses to know the bound
+    run.finish(step, evaluation)
     if args.prompt:
         show(args.prompt, **models)
     return run.folder
 
 
-def update(args, minibatch, policy, adam) -> Tensor:
-    """One Adam step up L, with the gradient clipped; returns what is logged."""
-    objective, *terms = grpo_objective(policy, *minibatch, args)
-    adam.zero_grad()
-    # Ascent on the objective = descent on its negative.
-    (-objective).backward()
-    norm = nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], args.max_grad_norm)
-    adam.step()
-    return torch.stack((*terms, norm)).detach()
-
-
-def fit(model, loss, samples, epochs, weight_decay) -> None:
-    """AdamW on loss(model, *minibatch) of 64 samples, its rate annealed from 2e-3 to 0 [impl]."""
+def fit(model, loss, data, epochs, weight_decay=0.0) -> None:
+    """AdamW on loss(model, *minibatch of 64), with a rate annealed from 2e-3 to 0 [impl]."""
     adam = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay, fused=True)
-    minibatches = [x for _ in range(epochs) for x in torch.randperm(len(samples[0])).split(64)]
+    minibatches = [x for _ in range(epochs) for x in torch.randperm(len(data[0])).split(64)]
     for i, rows in enumerate(tqdm(minibatches, loss.__name__, leave=False, disable=None)):
         adam.param_groups[0]["lr"] = 2e-3 * (1 - i / len(minibatches))
         adam.zero_grad()
-        loss(model, *(x[rows] for x in samples)).backward()
+        loss(model, *(x[rows] for x in data)).backward()
         adam.step()
 
 
 @torch.no_grad()
 def respond(prompts, policy, reference, reward_model) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """prompts (B,) → tokens (B, 1 + T), r(y) (B,), log π and log π_ref of each word (B, T)."""
-    tokens = write(policy, prompts)
+    tokens = generate(policy, prompts)
     scores, log_probs = reward_model(tokens), log_probs_of(policy, tokens)
     return tokens, scores, log_probs, log_probs_of(reference, tokens)
 
 
-def measure(tokens, scores, log_probs, ref_log_probs, samples, kl_coef) -> dict[str, Tensor]:
-    """What is logged of what `respond` returns."""
-    likes = judged(tokens)
+def measure(tokens, scores, log_probs, ref_log_probs, ref_samples, kl_coef) -> dict[str, Tensor]:
+    """The metrics of the responses that `respond` returns."""
     kl = (log_probs - ref_log_probs).sum(-1).mean()  # KL(π ‖ π_ref) of whole responses
     # The share of pairs in which the judge prefers ours to one of π_ref; a tie counts half.
-    theirs, ours = samples["likes"][tokens[:, 0]], likes.unsqueeze(-1)  # (B, n), (B, 1)
-    below, up_to = (torch.searchsorted(theirs, ours, right=right) for right in (False, True))
+    ours, theirs = judged(tokens), ref_samples["judge_scores"][tokens[:, 0]]  # (B,), (B, n)
+    below, up_to = (torch.searchsorted(theirs, ours.unsqueeze(-1), right=x) for x in (False, True))
     win_rate = (below + up_to).float().mean() / (2 * theirs.shape[1])
-    metrics = dict(judge=likes.mean(), win_rate=win_rate, reward=scores.mean())
+    metrics = dict(judge=ours.mean(), win_rate=win_rate, reward=scores.mean())
     metrics |= dict(kl=kl, length=mask_of(tokens).sum(-1).float().mean())
-    bound, sample_size = best_objective(samples["rewards"], kl_coef)
-    metrics |= dict(bound=bound, sample_size=sample_size)
-    if sample_size >= 100:  # else: the samples do not reach the optimum
-        metrics["share"] = (scores.mean() - kl_coef * kl) / bound
-    return metrics
+    bound, sample_size = best_objective(ref_samples["rewards"], kl_coef)
+    share = (scores.mean() - kl_coef * kl) / bound
+    return metrics | dict(bound=bound, sample_size=sample_size, share=share)
 
 
 def show(prompt: str, policy, reference, reward_model) -> None:
     """Prints ten responses of the reference and of the policy, with the judge's score and r."""
     prompts, columns = torch.full((10,), WORDS.index(prompt)), []
     for model in (reference, policy):
-        tokens = write(model, prompts)
+        tokens = generate(model, prompts)
         rows = zip(judged(tokens), reward_model(tokens), texts_of(tokens))
         columns.append([f"{x:5.1f} {r:5.1f}  {' '.join(text)}" for x, r, text in rows])
     columns = [["judge     r  reference", *columns[0]], ["judge     r  policy", *columns[1]]]
@@ -403,29 +406,29 @@ def show(prompt: str, policy, reference, reward_model) -> None:
 
 
 @torch.no_grad()
-def collect(samples, reference, reward_model) -> None:
+def collect(ref_samples, reference, reward_model) -> None:
     """r(y) and the judge's scores of responses of π_ref; shifts r to a mean of 0 [impl]."""
-    batches = prompts_of(samples["rewards"].numel()).split(1_000)
+    batches = prompts_of(ref_samples["rewards"].numel()).split(1_000)
     batches = tqdm(batches, "responses of the reference", leave=False, disable=None)
-    tokens = torch.cat([write(reference, prompts) for prompts in batches])  # (n, 1 + T)
+    tokens = torch.cat([generate(reference, prompts) for prompts in batches])  # (n, 1 + T)
     rewards = torch.cat([reward_model(x) for x in tokens.split(1_000)])
     reward_model.mean += rewards.mean()
-    samples["rewards"].copy_((rewards - rewards.mean()).reshape(-1, len(TOPICS)).T)
-    samples["likes"].copy_(judged(tokens).reshape(-1, len(TOPICS)).T.sort()[0])
+    ref_samples["rewards"].copy_((rewards - rewards.mean()).reshape(-1, len(TOPICS)).T)
+    ref_samples["judge_scores"].copy_(judged(tokens).reshape(-1, len(TOPICS)).T.sort()[0])
 
 
-def prompts_of(n: int) -> Tensor:
-    """(n,): each topic as often as the others."""
-    return torch.arange(n) % len(TOPICS)
+def prompts_of(n: int, first: int = 0) -> Tensor:
+    """(n,): the topics in turn."""
+    return (first + torch.arange(n)) % len(TOPICS)
 
 
 # ── Plumbing: the same text in rlhf.py and grpo.py ────────────────────────────────────────────────
 class Run:
     """A run's folder: args.json, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs `save_every` seconds and the present update, or the first two stages: checkpoint.pt
-    is replaced as a whole, and --resume cuts the CSV file back to its size then. It holds `state`
-    and PyTorch's random generator: a run that is resumed is the same run.
+    A kill costs `save_every` seconds and the present update, and during the first two stages all:
+    checkpoint.pt is replaced as a whole, and --resume cuts the CSV file back to its size then. It
+    holds `state` and PyTorch's random generator, so a run that is resumed is the same run.
     """
 
     def __init__(self, args: Args, **state) -> None:
@@ -495,7 +498,7 @@ class Run:
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         summary |= {name: float(x) for name, x in evaluation.items()}
         print(", ".join(f"{name} {round(x, 2):,}" for name, x in summary.items()))
-        if self.args.total_responses > 0:  # else: evaluation only, which keeps training's summary
+        if self.args.total_responses or not self.args.resume:  # else: keeps training's summary
             (self.folder / "summary.json").write_text(json.dumps(summary, indent=2))
         if self.wandb:
             self.wandb.summary.update(summary)

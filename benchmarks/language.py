@@ -75,7 +75,7 @@ def best_of_n(job: dict, folder: Path) -> None:
     torch.manual_seed(int(job["seed"]))
     with torch.no_grad():
         batches = rlhf.prompts_of(SAMPLES).split(1_000)
-        tokens = torch.cat([rlhf.write(reference, prompts) for prompts in batches])
+        tokens = torch.cat([rlhf.generate(reference, prompts) for prompts in batches])
         rewards = torch.cat([reward_model(x) for x in tokens.split(1_000)])
     rewards, judge = (x.reshape(-1, len(rlhf.TOPICS)) for x in (rewards, rlhf.judged(tokens)))
     for n in (2**k for k in range(1, 9)):

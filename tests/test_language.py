@@ -81,7 +81,7 @@ def test_people_keep_to_the_rules():
     assert p(3, "good") == 0.3 / 8 and p(3, "cold") == 0.3 / 8 and p(3, "not") == 0.2
     assert p(5, ".") == 0.5 and p(5, "but") == 0.1 and p(5, "good") == 0
     assert p(6, "the") == 0.25 and p(7, "food") == 0.5 + 0.5 / 8
-    texts = rlhf.texts_of(rlhf.write(rlhf.people, rlhf.prompts_of(400)))
+    texts = rlhf.texts_of(rlhf.generate(rlhf.people, rlhf.prompts_of(400)))
     assert {len(text) for text in texts} >= set(range(5, 12))
     for text in texts:
         kinds = ["prompt", *(rlhf.KIND[word] for word in text)]
@@ -97,7 +97,7 @@ def test_writing_stops_at_the_full_stop():
         logits[..., rlhf.STOP] = 0
         return logits
 
-    tokens = rlhf.write(model, torch.zeros(4_000, dtype=torch.long))
+    tokens = rlhf.generate(model, torch.zeros(4_000, dtype=torch.long))
     mask = rlhf.mask_of(tokens)
     lengths = mask.sum(-1)
     assert (tokens[:, 1:][~mask] == rlhf.STOP).all()
@@ -170,7 +170,7 @@ def test_bradley_terry_by_hand():
     assert torch.allclose(better.grad, expected)
 
 
-def test_language_loss_by_hand():
+def test_sft_loss_by_hand():
     """Each word of all texts has the same weight, and what follows the full stop has none."""
 
     def model(tokens):  # 1/2 for a full stop, the rest for the other 30 words
@@ -180,14 +180,14 @@ def test_language_loss_by_hand():
 
     # 33 words, of which two are full stops
     expected = (2 * math.log(2) + 31 * math.log(60)) / 33
-    assert math.isclose(rlhf.language_loss(model, RESPONSES).item(), expected, rel_tol=1e-6)
+    assert math.isclose(rlhf.sft_loss(model, RESPONSES).item(), expected, rel_tol=1e-6)
 
 
 def test_people_prefer_as_the_judge_does(monkeypatch):
     """The pairs that the reward model learns from: P(y₁ ≻ y₂) = σ(J₁ − J₂), no more and no less."""
     pairs = {}
 
-    def fit(model, loss, samples, *args):
+    def fit(model, loss, samples, *args, **more):
         pairs[loss.__name__] = samples
 
     monkeypatch.setattr(rlhf, "fit", fit)
@@ -374,7 +374,7 @@ def test_kl_that_is_logged(script):
     models["reference"] = module.Transformer(len(module.WORDS))
     prompts = module.prompts_of(64)
     tokens, scores, log_probs, ref_log_probs = responses = module.respond(prompts, **models)
-    samples = dict(rewards=torch.randn(8, 100), likes=torch.randn(8, 100).sort()[0])
+    samples = dict(rewards=torch.randn(8, 100), judge_scores=torch.randn(8, 100).sort()[0])
     metrics = module.measure(*responses, samples, 0.4)
     mask = module.mask_of(tokens)
     last = mask & (mask.cumsum(-1) == mask.sum(-1, keepdim=True))
@@ -457,7 +457,7 @@ def test_nothing_after_the_full_stop_counts(script):
         else:
             arguments = policy, tokens, old, ref, torch.ones(3, 1) * mask
             results.append(list(module.grpo_objective(*arguments, module.Args())))
-        results[-1].append(module.language_loss(policy, tokens))
+        results[-1].append(module.sft_loss(policy, tokens))
         results[-1].append((old - ref).sum(-1))
     for first, second in zip(*results):
         assert torch.allclose(first, second, atol=1e-5)
@@ -494,10 +494,10 @@ def test_share_and_win_rate():
     tokens = tokens_of("food the food was good .", "bed the room was bad .")  # 3 and -1
     zero, log_ratios = torch.zeros(2, rlhf.T), torch.zeros(2, rlhf.T)
     log_ratios[0, 0] = 0.5
-    likes = torch.tensor([[1.0, 3.0, 3.0, 4.0], [-2.0, -1.5, 0.0, 1.0], *[[0.0] * 4] * 6])
+    judge_scores = torch.tensor([[1.0, 3.0, 3.0, 4.0], [-2.0, -1.5, 0.0, 1.0], *[[0.0] * 4] * 6])
     rewards = torch.arange(8 * 100).reshape(8, 100) % 3 - 1.0
-    samples = dict(likes=likes, rewards=rewards)
-    likes[[0, rlhf.TOPICS.index("bed")]] = likes[:2].clone()
+    samples = dict(judge_scores=judge_scores, rewards=rewards)
+    judge_scores[[0, rlhf.TOPICS.index("bed")]] = judge_scores[:2].clone()
     for module in MODULES.values():
         arguments = tokens, torch.tensor([0.9, 0.7]), log_ratios, zero, samples
         metrics = module.measure(*arguments, 1.0)
@@ -506,10 +506,18 @@ def test_share_and_win_rate():
         assert metrics["sample_size"] >= 100
         share = (0.8 - 0.25) / metrics["bound"]
         assert torch.isclose(metrics["share"], share)
-        # Too few samples of the optimum: no share.
-        few = samples | dict(rewards=torch.arange(800.0).reshape(8, 100))
-        metrics = module.measure(*arguments[:-1], few, 0.4)
-        assert metrics["sample_size"] < 100 and "share" not in metrics
+
+
+@BOTH
+def test_no_share_without_enough_samples(script, capsys):
+    """updates.csv has its columns for every β; the summary has the share where it can be known."""
+    folder = train(script, kl_coef=100.0)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["sample_size"] > 100 and "share" in summary
+    train(script, kl_coef=0.0, total_responses=256, resume=folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["sample_size"] < 100 and "share" not in summary and "bound" in summary
+    assert len(table(folder / "updates.csv")) == 8
 
 
 # ── Whole runs ────────────────────────────────────────────────────────────────────────────────────
@@ -529,17 +537,24 @@ def rows_of(folder) -> list[dict[str, float]]:
 @BOTH
 def test_counts(script, monkeypatch):
     """Each epoch uses every response once; π_old is that which wrote; the rate is annealed."""
-    module, update, used, rates = MODULES[script], MODULES[script].update, [], []
+    module, used, rates, kept = MODULES[script], [], [], {}
+    name = "ppo_objective" if script == "rlhf" else "grpo_objective"
+    objective, init = getattr(module, name), module.Run.__init__
 
-    def spy(args, minibatch, *parts):
-        tokens, old = minibatch[0], minibatch[2 if script == "rlhf" else 1]
+    def spy(policy, *parts):
+        tokens, old = (parts[1], parts[3]) if script == "rlhf" else parts[:2]
         if len(used) % 8 == 0:  # the first minibatch of an update: the ratio is 1
-            assert torch.allclose(module.log_probs_of(parts[0], tokens), old, atol=1e-4)
+            assert torch.allclose(module.log_probs_of(policy, tokens), old, atol=1e-4)
         used.append(tokens)
-        rates.append(parts[-1].param_groups[0]["lr"])
-        return update(args, minibatch, *parts)
+        rates.append(kept["adam"].param_groups[0]["lr"])
+        return objective(policy, *parts)
 
-    monkeypatch.setattr(module, "update", spy)
+    def keep(run, args, **state):
+        kept.update(state)
+        init(run, args, **state)
+
+    monkeypatch.setattr(module, name, spy)
+    monkeypatch.setattr(module.Run, "__init__", keep)
     folder = train(script, update_epochs=4, learning_rate=1e-3)
     rows = rows_of(folder)
     assert [row["step"] for row in rows] == [32, 64, 96, 128]
@@ -554,9 +569,9 @@ def test_counts(script, monkeypatch):
     first = rows[0]
     assert abs(first["kl"]) < 1e-5 and {"judge", "win_rate", "reward", "length"} <= first.keys()
     state = state_of(folder)
-    mean = state["samples"]["rewards"].mean()
-    assert abs(mean) < 1e-3 and state["samples"]["rewards"].shape == (8, 20)
-    assert (state["samples"]["likes"].diff() >= 0).all()
+    mean = state["ref_samples"]["rewards"].mean()
+    assert abs(mean) < 1e-3 and state["ref_samples"]["rewards"].shape == (8, 20)
+    assert (state["ref_samples"]["judge_scores"].diff() >= 0).all()
     # r is shifted by the same mean.
     reference, reward_model = (
         module.Transformer(len(module.WORDS)),
@@ -565,7 +580,7 @@ def test_counts(script, monkeypatch):
     reference.load_state_dict(state["reference"])
     reward_model.load_state_dict(state["reward_model"])
     with torch.no_grad():
-        rewards = reward_model(module.write(reference, module.prompts_of(1_000)))
+        rewards = reward_model(module.generate(reference, module.prompts_of(1_000)))
     assert abs(rewards.mean()) < 5 * rewards.std() * (1 / 160 + 1 / 1_000) ** 0.5
     assert abs(reward_model.mean) > 6 * rewards.std() * (1 / 160 + 1 / 1_000) ** 0.5
 
@@ -573,33 +588,29 @@ def test_counts(script, monkeypatch):
 def test_advantages_of_a_run(monkeypatch):
     """What an update of rlhf.py learns from, word for word: λ-returns of the rewards per word."""
     seen, kept, beta, lam = [], {}, 0.4, 0.9
-    monkeypatch.setattr(
-        rlhf, "update", lambda args, batch, *_: seen.append(batch) or torch.zeros(3)
-    )
-    respond = rlhf.respond
+    init, objective = rlhf.Run.__init__, rlhf.ppo_objective
 
-    def keep(prompts, **models):
-        kept.setdefault("models", models)
-        kept.setdefault("responses", respond(prompts, **models))
-        return kept["responses"] if len(prompts) == 32 else respond(prompts, **models)
-
-    monkeypatch.setattr(rlhf, "respond", keep)
-    init = rlhf.Run.__init__
-
-    def with_critic(run, args, **state):
-        kept["critic"] = state["critic"]
+    def keep(run, args, **state):
+        kept.update(state)
         init(run, args, **state)
 
-    monkeypatch.setattr(rlhf.Run, "__init__", with_critic)
+    def spy(policy, critic, *minibatch):  # before the first step of Adam
+        seen.append(minibatch)
+        with torch.no_grad():
+            kept["values"] = critic(minibatch[0])[..., 0]
+            kept["log_probs"] = rlhf.log_probs_of(policy, minibatch[0])
+        return objective(policy, critic, *minibatch)
+
+    monkeypatch.setattr(rlhf.Run, "__init__", keep)
+    monkeypatch.setattr(rlhf, "ppo_objective", spy)
     settings = dict(total_responses=32, minibatch_size=32, update_epochs=1)
     train("rlhf", kl_coef=beta, gae_lambda=lam, **settings)
-    ((tokens, mask, old, advantages, targets),) = seen
+    ((tokens, mask, old, advantages, targets, _),) = seen
+    values = kept["values"]
     with torch.no_grad():
-        values = kept["critic"](tokens)[..., 0]
-        scores = kept["models"]["reward_model"](tokens)
-        ref = rlhf.log_probs_of(kept["models"]["reference"], tokens)
-        policy = rlhf.log_probs_of(kept["models"]["policy"], tokens)
-    assert torch.allclose(old, policy, atol=1e-5)
+        scores = kept["reward_model"](tokens)
+        ref = rlhf.log_probs_of(kept["reference"], tokens)
+    assert torch.allclose(old, kept["log_probs"], atol=1e-5)
     expected = torch.zeros_like(advantages)
     lengths = [len(text) for text in rlhf.texts_of(tokens)]
     assert max(lengths) == rlhf.T > min(lengths)  # one that is cut, and one with a full stop
@@ -619,10 +630,13 @@ def test_advantages_of_a_run(monkeypatch):
 
 def test_advantages_of_groups(monkeypatch):
     """What an update of grpo.py learns from: a response gives its advantage to all of its words."""
-    seen = []
-    monkeypatch.setattr(
-        grpo, "update", lambda args, batch, *_: seen.append(batch) or torch.zeros(3)
-    )
+    seen, objective = [], grpo.grpo_objective
+
+    def spy(*parts):
+        seen.append(parts)
+        return objective(*parts)
+
+    monkeypatch.setattr(grpo, "grpo_objective", spy)
     respond, kept = grpo.respond, []
 
     def keep(*args, **models):
@@ -633,7 +647,7 @@ def test_advantages_of_groups(monkeypatch):
     train("grpo", total_responses=32, minibatch_size=32, update_epochs=1)
     written, scores, *_ = kept[0]
     assert (written[:, 0].reshape(8, 4) == torch.arange(8).unsqueeze(1)).all()
-    ((tokens, _, _, advantages),) = seen
+    ((_, tokens, _, _, advantages, _),) = seen
     by_row = {tuple(row): score.item() for row, score in zip(written.tolist(), scores)}
     for row, advantage in zip(tokens, advantages):
         group = [scores[i].item() for i in range(32) if written[i, 0] == row[0]]
