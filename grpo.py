@@ -14,7 +14,7 @@ Equations, in the order of the code
     [X-GRPO]   Â = (r(y) − mean(r)) / std(r)   over the G responses of a group
     [AC-08b]   r_t(θ) = π_θ(a_t|s_t) / π_old(a_t|s_t)   the probability ratio, not the reward
     [AC-09b]   L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]
-    [X-K3]     k₃ = π_ref/π_θ − 1 − log(π_ref/π_θ)   with E_π[k₃] = KL(π_θ ‖ π_ref), kl-approx
+    [X-K3]     k₃ = π_ref/π_θ − 1 − log(π_ref/π_θ)   with E_π[k₃] = KL(π_θ ‖ π_ref)
     [X-BOUND]  E[r(y)] − β KL(π ‖ π_ref) ≤ β log E_ref[exp(r(y)/β)]   for every policy π
 
 Algorithm [L10-6e], with GRPO in place of PPO
@@ -22,8 +22,8 @@ Algorithm [L10-6e], with GRPO in place of PPO
     2. reward model: r learns from pairs of responses of π_ref which one people prefer [L10-6c];
            it gives one number for a response [L10-6d]
     3. the policy [L10-6a] starts as π_θ = π_ref; repeat:
-    4.     state: the prompt and the words so far, action: the next word [L10-6b]; π_old = π_θ
-           writes a group of G responses to each prompt
+    4.     π_old = π_θ writes a group of G responses to each prompt; the state is the prompt and
+           the words so far, the action the next word [L10-6b]
     5.     the advantage of each response within its group
     6.     K times: shuffle the responses into minibatches; one Adam step up
            L_CLIP − β E_t[r_t(θ) k₃] each
@@ -32,13 +32,13 @@ A full stop ends a response: what is stored after it has no advantage and no los
 Not in the text [impl]
     r starts as π_ref with a new last layer; weight decay               Ziegler 2019, 2.1
     r is the sum of what each word adds to it                           Christiano 2017, eq. 1
-    r has mean 0 over responses of π_ref (Ziegler: variance 1 as well)  Ouyang 2022, 3.5
+    r has mean 0 over responses of π_ref                                Ziegler 2019 (std 1, too)
     sums over words divided by a constant, not by the length |y|        Liu 2025 (Dr. GRPO)
     r_t(θ) before k₃: without it, the gradient is that of KL(π_ref ‖ π_θ)
     Adam with an annealed learning rate and a clipped norm of the gradient
 Dividing by std(r) multiplies β by std(r) in effect; --no-group-std (Dr. GRPO) does not divide. The
-KL is that of each word given those before it: its effect on later words is not in the gradient, as
-it is in rlhf.py.
+gradient is that of the KL of each word, given the words before it. It leaves out that a word leads
+to later words with a KL of their own, which the rewards of rlhf.py include.
 
 Run: python grpo.py
 """
@@ -254,7 +254,7 @@ def clipped_surrogate(log_probs, old_log_probs, advantages, clip_coef) -> Tensor
 def k3(log_probs, ref_log_probs) -> Tensor:
     """k₃ = π_ref/π_θ − 1 − log(π_ref/π_θ)  [X-K3], never negative; (B, T) → (B, T)."""
     log_ratio = ref_log_probs - log_probs
-    return log_ratio.exp() - 1 - log_ratio  # [X-K3]
+    return log_ratio.exp() - 1 - log_ratio  # [X-K3] http://joschu.net/blog/kl-approx.html
 
 
 def grpo_objective(policy, tokens, old_log_probs, ref_log_probs, advantages, args):
@@ -320,7 +320,7 @@ def train(args: Args) -> Path:
     while step < args.total_responses:
         adam.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_responses)
 
-        # 4. State: the prompt and the words so far, action: the next word; π_old = π_θ.
+        # 4. π_old = π_θ writes a group of G responses to each prompt.
         prompts = prompts_of(args.num_prompts, step // args.group_size)
         responses = respond(prompts.repeat_interleave(args.group_size), **models)
         tokens, scores, old_log_probs, ref_log_probs = responses

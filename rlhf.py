@@ -27,8 +27,8 @@ Algorithm [L10-6e]
     2. reward model: r learns from pairs of responses of π_ref which one people prefer [L10-6c];
            it gives one number for a response [L10-6d]
     3. the policy [L10-6a] starts as π_θ = π_ref; repeat:
-    4.     state: the prompt and the words so far, action: the next word [L10-6b]; π_old = π_θ
-           writes B responses
+    4.     π_old = π_θ writes B responses; the state is the prompt and the words so far,
+           the action the next word [L10-6b]
     5.     rewards, advantages Â by GAE with γ = 1, and value targets for each word
     6.     K times: shuffle the responses into minibatches; one Adam step up L_CLIP − c₁ L_VF each
 A full stop ends a response: what is stored after it has no reward, no advantage and no loss.
@@ -36,7 +36,7 @@ A full stop ends a response: what is stored after it has no reward, no advantage
 Not in the text [impl]
     r starts as π_ref with a new last layer; weight decay               Ziegler 2019, 2.1
     r is the sum of what each word adds to it                           Christiano 2017, eq. 1
-    r has mean 0 over responses of π_ref (Ziegler: variance 1 as well)  Ouyang 2022, 3.5
+    r has mean 0 over responses of π_ref                                Ziegler 2019 (std 1, too)
     advantages standardised over all words of the batch                 (OpenAI: of a minibatch)
     Adam with an annealed learning rate and a clipped norm of the gradient
 
@@ -330,7 +330,7 @@ def train(args: Args) -> Path:
     while step < args.total_responses:
         adam.param_groups[0]["lr"] = args.learning_rate * (1 - step / args.total_responses)
 
-        # 4. State: the prompt and the words so far, action: the next word; π_old = π_θ.
+        # 4. π_old = π_θ writes B responses.
         responses = respond(prompts_of(args.batch_size, step), **models)
         tokens, scores, old_log_probs, ref_log_probs = responses
         mask = mask_of(tokens)  # (B, T), true for the words of the responses
