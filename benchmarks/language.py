@@ -30,6 +30,7 @@ ROWS, CURVES = RESULTS / "language.csv", RESULTS / "language_curves.csv"
 METRICS = "judge win_rate reward kl length bound sample_size share".split()
 SAMPLES = 50_000  # responses of the reference for best-of-n
 BETAS = "0.4 0.05 0 0.2 0.1 1".split()
+ORDER = sorted(BETAS, key=float, reverse=True)  # in table and figure
 VARIANTS = {  # script, reward model: flags of its runs
     ("rlhf", "transformer"): [f"--kl-coef {beta}" for beta in BETAS],
     ("grpo", "transformer"): ["--kl-coef 0.4", "--kl-coef 0.4 --no-group-std"],
@@ -135,23 +136,23 @@ def spread(rows: list[dict[str, str]], name: str) -> str:
 
 def table() -> str:
     """Markdown: a row for each kind of run, evaluated with 2,000 responses after training."""
-    found = cells()
+    found, lines = cells(), []
     columns = {"judge": "judge", "win rate": "win_rate", "r": "reward", "KL": "kl"}
-    columns |= {"words": "length", "share of the bound": "share", "its samples": "sample_size"}
-    lines = [f"| | seeds | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
-    keys = [(*key, flags) for key, variants in VARIANTS.items() for flags in variants]
-    keys += [("best-of-n", model, n) for model in ("transformer", "bag") for n in ("16", "256")]
-    for key in sorted(
-        keys, key=lambda key: [*VARIANTS].index(key[:2]) if key[:2] in VARIANTS else 9
-    ):
-        if rows := found.get(key):
-            script, model, flags = key
-            name = f"best of {flags}" if script == "best-of-n" else f"{script}.py {flags}"
-            name = name.replace("--kl-coef", "β =").replace("--no-group-std", ", without std")
-            name += ", bag" * (model == "bag")
-            texts = [spread(rows, column) for column in columns.values()]
-            lines.append(f"| {name.replace(' ,', ',')} | {len(rows)} | {' | '.join(texts)} |")
-    return "\n".join(lines)
+    columns |= {"words": "length", "share of the bound": "share"}
+    keys = [("rlhf", "transformer", f"--kl-coef {beta}") for beta in ORDER]
+    keys += [("grpo", "transformer", flags) for flags in VARIANTS["grpo", "transformer"]]
+    keys += [("best-of-n", "transformer", n) for n in ("16", "256")]
+    keys += [("rlhf", "bag", f"--kl-coef {beta}") for beta in ORDER] + [("best-of-n", "bag", "256")]
+    for key in (key for key in keys if key in found):
+        script, model, flags = key
+        name = f"best of {flags}" if script == "best-of-n" else f"{script}.py, β = {flags[10:]}"
+        name = name.replace(" --no-group-std", ", no std") + ", bag" * (model == "bag")
+        sizes = [float(row["sample_size"]) for row in found[key] if row["sample_size"]]
+        texts = [spread(found[key], column) for column in columns.values()]
+        texts.append(f"{min(sizes):,.0f} to {max(sizes):,.0f}" if sizes else "-")
+        lines.append(f"| {name} | {len(found[key])} | {' | '.join(texts)} |")
+    head = f"| | seeds | {' | '.join(columns)} | its samples |"
+    return "\n".join([head, "|---" * (3 + len(columns)) + "|", *lines])
 
 
 def mean_curves(script: str, model: str, flags: str) -> np.ndarray:
@@ -171,32 +172,31 @@ def mean_curves(script: str, model: str, flags: str) -> np.ndarray:
 
 
 def figure(path: Path) -> None:
-    """The reward (dashed) and the judge's score (solid) over the responses, and over √KL."""
-    panels = [("transformer", 0, "responses"), ("transformer", 1, "√KL"), ("bag", 1, "√KL")]
-    drawing, axes = plt.subplots(1, 3, figsize=(12, 4.6), layout="constrained")
-    handles, order = {}, sorted(BETAS, key=float, reverse=True)
-    for axis, (model, x, label) in zip(axes, panels):
-        for beta in order:
-            curves = mean_curves("rlhf", model, f"--kl-coef {beta}")
-            if not len(curves):
-                continue
-            colour = plt.get_cmap("viridis")(order.index(beta) / len(order))
-            (handles[f"β = {beta}"],) = axis.plot(curves[:, x], curves[:, 2], color=colour)
-            axis.plot(curves[:, x], curves[:, 3], color=colour, linestyle="--", linewidth=1)
+    """The judge's score (solid) and the reward (dashed) over the responses, and over √KL."""
+    panels = [("transformer", 0), ("transformer", 1), ("bag", 1)]
+    drawing, axes = plt.subplots(1, 3, figsize=(12, 4.6), layout="constrained", sharey=True)
+    handles = {}
+    for axis, (model, x) in zip(axes, panels):
+        lines = {f"β = {beta}": mean_curves("rlhf", model, f"--kl-coef {beta}") for beta in ORDER}
         points = {}
         for row in read(ROWS):
             if (row["script"], row["reward_model"], x) == ("best-of-n", model, 1):
-                numbers = [float(row[y]) for y in ("kl", "judge", "reward")]
+                numbers = [0, float(row["kl"]) ** 0.5, float(row["judge"]), float(row["reward"])]
                 points.setdefault(int(row["flags"]), []).append(numbers)
-        if points:
-            best = np.array([np.mean(points[n], 0) for n in sorted(points)])
-            style = dict(color="crimson", marker=".", linewidth=1)
-            (handles["best of n = 2 … 256"],) = axis.plot(best[:, 0] ** 0.5, best[:, 1], **style)
-            axis.plot(best[:, 0] ** 0.5, best[:, 2], linestyle="--", **style)
+        lines["best of n = 2 … 256"] = np.array([np.mean(points[n], 0) for n in sorted(points)])
+        for i, (name, line) in enumerate(lines.items()):
+            if len(line):
+                best = i == len(ORDER)
+                style = dict(color="black" if best else plt.get_cmap("plasma")(i / 6.5))
+                style |= dict(marker=".", zorder=3) if best else {}
+                (handles[name],) = axis.plot(line[:, x], line[:, 2], linewidth=1.8, **style)
+                axis.plot(line[:, x], line[:, 3], linewidth=1, linestyle="--", **style)
+        label = "square root of the KL divergence from π_ref" if x else "responses"
         axis.set(title=f"reward model: {model}", xlabel=label, ylim=(-6, 10))
+        axis.set_xlim(0, 9 if x else None)
         axis.spines[["top", "right"]].set_visible(False)
         axis.axhline(0, color="grey", linewidth=0.5)
-    axes[0].set_ylabel("solid: the judge's score; dashed: the learned reward r")
+    axes[0].set_ylabel("solid: the judge's score, dashed: the learned r")
     drawing.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
     drawing.savefig(path, dpi=150)
     plt.close(drawing)

