@@ -140,7 +140,7 @@ def table() -> str:
     columns = {"judge": "judge", "win rate": "win_rate", "r": "reward", "KL": "kl"}
     columns |= {"words": "length", "share of the bound": "share"}
     keys = [("rlhf", "transformer", f"--kl-coef {beta}") for beta in ORDER]
-    keys += [("grpo", "transformer", flags) for flags in VARIANTS["grpo", "transformer"]]
+    keys += [("grpo", "transformer", f"--kl-coef 0.4{x}") for x in ("", " --no-group-std")]
     keys += [("best-of-n", "transformer", n) for n in ("16", "256")]
     keys += [("rlhf", "bag", f"--kl-coef {beta}") for beta in ORDER] + [("best-of-n", "bag", "256")]
     for key in (key for key in keys if key in found):
