@@ -121,7 +121,7 @@ FOLLOWS = F.normalize(torch.tensor(WEIGHTS), p=1)  # (W + 1, W), the probabiliti
 
 
 def judge(prompt: str, response: list[str]) -> float:
-    """How much people like a response; for their preferences and for evaluation, not a reward."""
+    """How much people like a response; it decides preferences and evaluates, and is no reward."""
     score, negated, seen = 0.0, False, set()
     for before, word in zip(["prompt", *(KIND[word] for word in response)], response):
         value = 2.0 if word == prompt else float(word in PRAISE) - float(word in BLAME)
@@ -136,7 +136,7 @@ def judge(prompt: str, response: list[str]) -> float:
 
 
 def people(tokens: Tensor) -> Tensor:
-    """A model of RULES, for stage 1: tokens (B, L) → log-probabilities (B, L, W) of the next."""
+    """Writers who follow RULES: tokens (B, L) → log-probabilities (B, L, W) of the next word."""
     before = F.pad(tokens[:, 1:], (1, 0), value=len(WORDS))  # FOLLOWS[-1] follows a prompt
     probs = FOLLOWS[before]  # (B, L, W)
     prompts = F.one_hot(tokens[:, :1], len(WORDS))  # (B, 1, W)
@@ -427,9 +427,9 @@ def prompts_of(n: int, first: int = 0) -> Tensor:
 class Run:
     """A run's folder: args.json, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs `save_every` seconds and the present update, and during the first two stages all:
-    checkpoint.pt is replaced as a whole, and --resume cuts the CSV file back to its size then. It
-    holds `state` and PyTorch's random generator, so a run that is resumed is the same run.
+    A kill costs `save_every` seconds and the present update; in the first two stages, these start
+    again. checkpoint.pt is replaced as a whole, and --resume cuts the CSV file back to its size
+    then. It holds `state` and PyTorch's random generator, so a resumed run is the same run.
     """
 
     def __init__(self, args: Args, **state) -> None:
