@@ -132,10 +132,10 @@ def main() -> None:
         sys.exit(f"{ABLATIONS} has rows of other commits: {', '.join(others)}. Move it away first")
     done = {(row["variant"], row["seed"]) for row in rows}
     jobs = [(variant, seed) for seed in options.seeds for variant in options.variants]
+    jobs = [job for job in jobs if job not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(options.workers) as pool:
-        todo = [job for job in jobs if job not in done]
-        list(pool.map(lambda job: run(*job, options.compile), todo))
+        list(pool.map(lambda job: run(*job, options.compile), jobs))
 
 
 if __name__ == "__main__":

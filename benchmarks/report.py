@@ -25,7 +25,6 @@ CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"]
 ENOUGH = 5  # seeds; of fewer, the bootstrap's interval is no more than their range
 # (script, environment) → the best published final value that we know of, and its source.
 PUBLISHED = {(row["script"], row["env_id"]): row for row in read(RESULTS / "published.csv")}
-EVAL_EPISODES = 100  # of each run that the tables show
 # Of the scripts in OURS: Paul Tol's muted palette, which colour-blind readers can tell apart.
 COLOURS = "#ddcc77 #88ccee #44aa99 #117733 #999933 #882255 #cc6677 #332288 #aa4499".split()
 
@@ -34,12 +33,12 @@ COLOURS = "#ddcc77 #88ccee #44aa99 #117733 #999933 #882255 #cc6677 #332288 #aa44
 
 
 def cells() -> dict[tuple[str, str], list[dict[str, str]]]:
-    """(script, environment) → its rows in order of the seeds, those with the present flags."""
+    """(script, environment) → its rows of 100 evaluations and the present flags, by the seeds."""
     found = {}
     for row in read(RESULTS / "runs.csv"):
-        flags = flags_of(row["script"], row["env_id"])
-        whole = f"--eval-episodes {EVAL_EPISODES} " in row["command"] + " "
-        if whole and row["flags"] == flags and row["script"] in ORDER:
+        whole = "--eval-episodes 100 " in row["command"] + " "
+        present = row["flags"] == flags_of(row["script"], row["env_id"])
+        if whole and present and row["script"] in ORDER:
             found.setdefault((row["script"], row["env_id"]), []).append(row)
     for rows in found.values():
         rows.sort(key=lambda row: int(row["seed"]))
@@ -268,8 +267,9 @@ def curves_figure(path: Path, panels: list[list[tuple[str, list[str]]]]) -> None
                 place = {"clip_on": False, "transform": axis.get_yaxis_transform()}
                 axis.plot(1.02, float(best["value"]), "<", color=colour, **place)
         shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
-        kind = "off-policy" if scripts[0] in OFF_POLICY else "on-policy"
-        axis.set_title(f"{env_id}, {kind}", fontsize=10)
+        axis.set_title(
+            f"{env_id}, {'off' if scripts[0] in OFF_POLICY else 'on'}-policy", fontsize=10
+        )
         axis.xaxis.set_major_locator(plt.MaxNLocator(4))
         axis.xaxis.set_major_formatter(steps_label)
         axis.margins(x=0)

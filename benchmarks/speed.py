@@ -29,8 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from run import OFF_POLICY, RESULTS, ROOT, commit, cpu, read
@@ -39,6 +40,7 @@ PATH = RESULTS / "speed.csv"
 ENV_ID = "HalfCheetah-v4"
 NUM_ENVS = 8  # of the on-policy scripts, and of the peers beside them
 COMPILES = ["ppo", *OFF_POLICY]
+PACKAGES = "torch stable-baselines3 sb3-contrib sbx-rl jax gymnasium mujoco".split()
 EQUAL = {  # flags that make the settings those of PEERS
     "reinforce": "",
     "reinforce_baseline": "",
@@ -178,9 +180,8 @@ def learn(job: Job) -> tuple[float, str]:
     from stable_baselines3.common.env_util import make_vec_env
 
     package, kind = job.peer.split(".")
-    n = 1 if job.script in OFF_POLICY else NUM_ENVS
     algorithm = getattr(importlib.import_module(package), kind)
-    envs = make_vec_env(job.env_id, n, seed=1)
+    envs = make_vec_env(job.env_id, 1 if job.script in OFF_POLICY else NUM_ENVS, seed=1)
     model = algorithm("MlpPolicy", envs, seed=1, **PEERS[job.script][1])
     warm_up, counted, steps = ROWS[job.script]
     model.learn(warm_up * steps)
@@ -190,11 +191,12 @@ def learn(job: Job) -> tuple[float, str]:
 
 
 def versions() -> str:
-    """Those of the packages that are installed."""
-    known = {package.name: package.version for package in distributions()}
-    names = "torch", "stable-baselines3", "sb3-contrib", "sbx-rl", "jax", "gymnasium", "mujoco"
-    numbers = [f"{name} {known[name]}" for name in names if name in known]
-    return ", ".join([f"python {platform.python_version()}", *numbers])
+    """Python's, and those of the packages that are installed."""
+    found = [f"python {platform.python_version()}"]
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)
 
 
 def write(job: Job, turn: int, speed: float, packages: str, fresh: set) -> None:
@@ -219,7 +221,7 @@ def write(job: Job, turn: int, speed: float, packages: str, fresh: set) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parts = ["peers", "torchrun", "against"]
-    parser.add_argument("--parts", nargs="+", choices=parts, default=["peers"])
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts[:1])
     parser.add_argument("--scripts", nargs="+", choices=list(EQUAL), default=list(EQUAL))
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--sbx-python", help="the Python of an environment that has sbx-rl")
@@ -235,10 +237,8 @@ def main() -> None:
     for turn in range(options.repeats):
         for count, job in enumerate(todo, 1):
             speed, packages = theirs(job) if job.peer else ours(job)
-            label = " ".join((job.part, job.script, job.variant))
-            print(
-                f"turn {turn + 1}, {count}/{len(todo)}: {label}: {speed:,.4g} steps/s", flush=True
-            )
+            name = f"turn {turn + 1}, {count}/{len(todo)}: {job.part} {job.script} {job.variant}"
+            print(f"{name}: {speed:,.4g} steps/s", flush=True)
             write(job, turn, speed, packages, fresh)
 
 
