@@ -52,10 +52,7 @@ def column(rows: list[dict[str, str]], name: str) -> list[float]:
 
 
 def mark(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
-    """✓ if our mean reaches the published value, else ✗; ≈ if the value lies in its interval.
-
-    The interval is the middle 95 % of the means of samples drawn with replacement.
-    """
+    """✓ if our mean reaches the published value, else ✗; ≈ if it lies in the bootstrap interval."""
     if not (best := PUBLISHED.get((script, env_id))):
         return ""
     numbers, best = column(rows, best["compared_with"]), float(best["value"])

@@ -161,9 +161,7 @@ def run(job: dict, options: argparse.Namespace) -> dict:
     """Runs a job, or what is left of it; writes and returns its row.
 
     A run that diverged is not tried again: with other random numbers it might not, and would count.
-
-    Raises:
-        RuntimeError: if the run failed, with what it printed.
+    A run that failed raises a RuntimeError with what it printed.
     """
     name, words = name_of(job), command_of(job, options.eval_episodes, options.compile)
     revision, code = commit(words[0]), digest(words[0])
