@@ -494,17 +494,20 @@ class Boundary(gym.ObservationWrapper):
 
     def step(self, action: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        reward = self.finite("reward", np.asarray(reward, float)).item()
-        return self.observation(obs), reward, bool(terminated), bool(truncated), info
+        reward = np.asarray(reward, float)
+        if reward.size > 1 or not math.isfinite(reward.item()):
+            raise self.error("reward", reward)
+        return self.observation(obs), reward.item(), bool(terminated), bool(truncated), info
 
     def observation(self, obs: np.ndarray) -> np.ndarray:
-        return self.finite("observation", np.asarray(obs, np.float32))
+        obs = np.asarray(obs, np.float32)
+        if not np.isfinite(obs).all():
+            raise self.error("observation", obs)
+        return obs
 
-    def finite(self, name: str, x: np.ndarray) -> np.ndarray:
-        if not np.isfinite(x).all() or (name == "reward" and x.size > 1):
-            step = self.get_wrapper_attr("_elapsed_steps")
-            raise FloatingPointError(f"no finite {name} in step {step} of an episode: {x.tolist()}")
-        return x
+    def error(self, name: str, x: np.ndarray) -> FloatingPointError:
+        step = self.get_wrapper_attr("_elapsed_steps")
+        return FloatingPointError(f"no finite {name} in step {step} of an episode: {x.tolist()}")
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
