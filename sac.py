@@ -1,7 +1,7 @@
 """Soft Actor-Critic (SAC); Haarnoja et al. 2018, with the temperature of Haarnoja et al. 2018b.
 
-Changed from td3.py: a squashed Gaussian replaces μ, μ' and both noises. The target has −α log π. The
-policy minimises α log π − min Q_i. α is learned. No delayed updates.
+Changed from td3.py: a squashed Gaussian replaces μ, μ' and both noises. The target gets −α log π.
+The policy minimises α log π − min Q_i. α is learned. No delayed updates.
 
 Idea
     Maximise the return plus α times the policy's entropy, so that of two equally good actions the

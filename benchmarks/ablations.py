@@ -26,12 +26,14 @@ STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 VALUES = """            with torch.no_grad():
                 values, next_values = critic(observations), critic(next_observations)  # (T, N)
-            advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+            advantages = gae(
+                rewards, values, next_values, terminations, truncations, args.gamma, args.gae_lambda
+            )
 """
 OBS_NORM = "        critic.obs_norm.update(observations.flatten(0, 1))\n"
 RETURN_NORM = "        critic.update_return_norm(targets.flatten())\n"
 ACTOR_NORM = "        actor.obs_norm.update(observations.flatten(0, 1))\n"
-ENDS = "next_observations, *ends = samples  # (T, N, ...)\n"
+ENDS = "next_observations, terminations, truncations = samples\n"
 
 # name: (what it says in the table, flags, [(old text, new text), ...])
 VARIANTS = {
@@ -59,11 +61,17 @@ VARIANTS = {
         "",
         [("output_gain=0.01", "output_gain=1.0")],
     ),
+    "critic-1": (
+        "the critic's last layer not 0 at first",
+        "",
+        [("1, output_gain=0.0", "1, output_gain=1.0")],
+    ),
+    "no-stagger": ("the first episodes not cut at different times", "--no-stagger", []),
     "8x256": ("8 environments × 256 steps, not 64 × 32", "--num-envs 8 --num-steps 256", []),
     "limit-ends": (
         "time limits treated as terminations",
         "",
-        [(ENDS, ENDS + "        ends[0] = ends[0] | ends[1]\n")],
+        [(ENDS, ENDS + "        terminations = terminations | truncations\n")],
     ),
 }
 
