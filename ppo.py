@@ -322,6 +322,9 @@ def train(args: Args) -> Path | None:
     obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])  # (N, O)
     rollouts = 0
     while step < args.total_timesteps:  # [AC-09d]
+        lr_fraction = 1 - step / args.total_timesteps if args.anneal_lr else 1.0
+        adam.learning_rate.fill_(args.learning_rate * lr_fraction)  # [impl 9]
+
         # 2. Run π_old = π_θ for T steps in each of N environments.
         obs, episodes, *samples = rollout_of_all(envs, obs, actor, T)
         observations, actions, rewards, next_observations, terminations, truncations = samples
@@ -445,7 +448,9 @@ class Adam(nn.Module):
         self.steps += 1
         self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂ = 0.999
-        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(1e-5)  # [impl 9]
+        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(
+            1e-5
+        )  # ε [impl 9]
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
         torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
