@@ -436,7 +436,7 @@ def rollout(policy, stages, prompts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def measure(tokens, scores, log_probs, ref_log_probs, stages) -> dict[str, Tensor]:
     """The metrics of the responses that `rollout` returns."""
     ours = judge_scores(tokens)  # (B,)
-    theirs = stages.judge_scores[tokens[:, 0]]  # (B, n); WORDS starts with TOPICS: a prompt is its row
+    theirs = stages.judge_scores[tokens[:, 0]]  # (B, n), as WORDS starts with TOPICS
     return {
         "judge": ours.mean(),
         "win_rate": (ours.unsqueeze(-1) - theirs).sign().mean() / 2 + 0.5,  # a tie counts half
