@@ -8,7 +8,7 @@ Idea
     A critic is a second network of the same size. The mean reward of several responses to the same
     prompt is a baseline as well. It needs no training, but it is the same for every word, and so is
     the advantage. At one epoch and one minibatch the ratio is 1 and this is REINFORCE with a group
-    baseline. The mean contains the response's own reward, so that E[ĝ] = (1 − 1/G) ∇J.
+    baseline. The mean contains the response's own reward: without std(r), E[ĝ] = (1 − 1/G) ∇J.
 
 Equations, in the order of the code
     [X-BT]     L_RM = −E[log σ(r(y_w) − r(y_l))]   from P(y₁ ≻ y₂) = σ(r(y₁) − r(y₂))

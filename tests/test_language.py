@@ -122,9 +122,6 @@ def test_writing_stops_at_the_full_stop():
     assert abs((lengths == 1).float().mean() - 0.25) < 0.035
 
 
-# ── Networks ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_no_word_sees_a_later_one():
     """[L10-6b] The state is the text so far."""
     model, tokens = rlhf.Transformer(3), torch.randint(len(rlhf.WORDS), (4, 1 + rlhf.T))
@@ -148,9 +145,6 @@ def test_reward_reads_the_response_only():
     assert ((reward_model(prompts) - scores).abs() > 1e-4).all()
     reward_model.mean += 2.0
     assert torch.allclose(reward_model(RESPONSES), scores - 2.0, atol=1e-6)
-
-
-# ── Preferences ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_bradley_terry_by_hand():
@@ -347,8 +341,6 @@ def test_group_mean_takes_its_share(two_words, group_size):
     assert torch.allclose(gradient(objective, policy) * TWO_WORDS, expected, atol=1e-6)
 
 
-# ── KL divergences ────────────────────────────────────────────────────────────────────────────────
-
 P = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64)
 Q = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
 
@@ -388,9 +380,6 @@ def test_what_is_measured(script):
         theirs = stages.judge_scores[prompt].tolist()
         wins += [0.5 if ours == x else ours > x for x in theirs]
     assert math.isclose(metrics["win_rate"].item(), sum(wins) / len(wins), abs_tol=1e-6)
-
-
-# ── Groups, words and what follows the full stop ──────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("group_std", [True, False])
@@ -434,9 +423,6 @@ def test_nothing_after_the_full_stop_counts(script):
         results.append([*found, objective, *metrics.values()])
     for first, second in zip(*results):
         assert torch.allclose(first, second, atol=1e-5)
-
-
-# ── How far from the optimum ──────────────────────────────────────────────────────────────────────
 
 
 def test_bound_of_a_table():
