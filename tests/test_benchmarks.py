@@ -1,7 +1,9 @@
 """benchmarks/: a run is recorded once and resumes, tables and marks by hand, pages and headers."""
 
 import argparse
+import importlib
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -200,50 +202,82 @@ def test_speed(tmp_path, monkeypatch):
 
 def test_best_of_n_by_enumeration():
     """All pairs with replacement of four responses to each of two prompts."""
-    rewards = torch.tensor([[0.3, 2.0], [1.0, 1.0], [-1.0, 4.0], [0.5, 3.0]])
-    judge = torch.tensor([[1.0, 2.0], [5.0, -3.0], [0.0, 7.0], [2.0, 1.0]])
+    scores = torch.tensor([[0.3, 1.0, -1.0, 0.5], [2.0, 1.0, 4.0, 3.0]])
+    judge = torch.tensor([[1.0, 5.0, 0.0, 2.0], [2.0, -3.0, 7.0, 1.0]])
     total = 0.0
     for prompt in (0, 1):
         for pair in itertools.product(range(4), repeat=2):
-            total += judge[max(pair, key=lambda i: rewards[i, prompt]), prompt].item() / 32
-    assert language.best_of(2, rewards, judge) == round(total, 4)
-    assert language.best_of(1, rewards, judge) == judge.mean()
+            total += judge[prompt, max(pair, key=lambda i: scores[prompt, i])].item() / 32
+    assert math.isclose(language.best_of(2, scores, judge), total)
+    assert language.best_of(1, scores, judge) == judge.mean()
+
+
+def test_what_the_bag_is_blind_to(tmp_path):
+    """To order and grammar; the transformer is not. The replacements fit both scripts."""
+    for script in ("rlhf", "grpo"):
+        text = language.patched((ROOT / f"{script}.py").read_text(), "bag")
+        assert "pairs.pt" in text
+        (tmp_path / f"bag_{script}.py").write_text(text)
+    sys.path.insert(0, str(tmp_path))
+    bag = importlib.import_module("bag_rlhf")
+    sys.path.remove(str(tmp_path))
+    rlhf = language.rlhf
+
+    def tokens_of(*texts):
+        rows = [[rlhf.WORDS.index(word) for word in text.split()] for text in texts]
+        return torch.tensor([row + [rlhf.STOP] * (1 + rlhf.T - len(row)) for row in rows])
+
+    pair = tokens_of("food the food was good but cold .", "food cold the but good was food .")
+    twice = tokens_of("food good .", "food good good .", "food good good good .")
+    for module, blind in (bag, True), (rlhf, False):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            reward_model = module.RewardModel()
+            first, second = reward_model(pair)
+            one, two, three = reward_model(twice)
+        assert (abs(first - second) < 1e-5) == blind
+        assert (abs((three - two) - (two - one)) < 1e-5) == blind  # no repetition is too much
 
 
 def test_runs_of_language_models(tmp_path, monkeypatch):
-    """Two runs of one seed from the same stages, the rows, and none of them twice; the pictures."""
+    """All runs of one seed from the same stages, the rows, and none of them twice; the pictures."""
     monkeypatch.setattr(language, "ROWS", tmp_path / "language.csv")
     monkeypatch.setattr(language, "CURVES", tmp_path / "language_curves.csv")
     monkeypatch.setattr(language, "WORK", tmp_path)
-    monkeypatch.setattr(language, "SAMPLES", 800)
-    variants = {("rlhf", "transformer"): ["--kl-coef 0.4", "--kl-coef 0"]}
-    monkeypatch.setattr(language, "VARIANTS", variants)
+    names = ["rlhf.py, β = 0.4", "rlhf.py, β = 0", "DPO, β = 0.4, 3 epochs", "best of 16"]
+    kept = {key: name for key, name in language.NAMES.items() if name in names}
+    monkeypatch.setattr(language, "NAMES", kept)
     real, commands = language.start, []
 
-    def start(script, *words, folder):
+    def start(script, *words):
         commands.append(words)
-        tiny = "--sft-texts 64 --pairs 64 --rm-epochs 1 --sft-epochs 1 --ref-responses 80".split()
-        tiny += "--eval-responses 16 --batch-size 16 --minibatch-size 16".split()
+        tiny = "--sft-texts 64 --pairs 64 --rm-epochs 1 --sft-epochs 1 --ref-responses 10".split()
+        tiny += "--eval-responses 2 --batch-size 16 --minibatch-size 16".split()
         words = ["256" if word == "25600" else word for word in words]
-        real(script, *words, *tiny, folder=folder)
+        real(script, *words, *tiny)
+        if len(commands) == 2:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(language, "start", start)
+    language.prepare()
+    with pytest.raises(KeyboardInterrupt):  # the first run after the stages has no row yet
+        language.run("rlhf", "transformer", "7")
     for _ in range(2):
         language.run("rlhf", "transformer", "7")
-    assert [words[-3:] for words in commands] == [
-        ("transformer", "--total-responses", "0"), ("25600", "--kl-coef", "0.4"),
-        ("25600", "--kl-coef", "0"),
+    assert [words[-2:] for words in commands] == [
+        ("--total-responses", "0"), ("--kl-coef", "0.4"), ("--kl-coef", "0.4"), ("--kl-coef", "0"),
     ]  # fmt: skip
     rows = language.read(language.ROWS)
-    assert [row["flags"] for row in rows[:8]] == [str(2**k) for k in range(1, 9)]
-    assert [row["flags"] for row in rows[8:]] == ["--kl-coef 0.4", "--kl-coef 0"]
-    assert rows[-1]["step"] == "256" and float(rows[-1]["kl"]) > 0
+    assert [row["flags"] for row in rows] == [
+        *(str(2**k) for k in range(1, 9)), "--kl-coef 0.4", "--kl-coef 0", "3",
+    ]  # fmt: skip
+    assert rows[9]["step"] == "256" and rows[9]["rm_accuracy"]
+    assert all(float(row["kl"]) > 0 for row in rows)
     curves = language.read(language.CURVES)
     assert [row["step"] for row in curves] == ["64", "128", "192", "256"] * 2
     assert language.spread([{"kl": "1"}, {"kl": "3"}, {"kl": ""}], "kl") == "2.00 ± 1.41"
-    lines = language.table().splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == [
-        "| rlhf.py, β = 0.4", "| rlhf.py, β = 0", "| best of 16", "| best of 256",
-    ]  # fmt: skip
+    lines = [line.split(" | ") for line in language.table().splitlines()[2:]]
+    assert [line[0].removeprefix("| ") for line in lines] == names
+    assert lines[-1][5] == "≤ 1.84" and all(line[-1] != "- |" for line in lines)
     language.figure(tmp_path / "language.png")
     assert (tmp_path / "language.png").read_bytes().startswith(b"\x89PNG")
