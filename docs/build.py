@@ -10,7 +10,6 @@ import difflib
 import itertools
 import re
 import shutil
-import sys
 import textwrap
 import unicodedata
 from html import escape
@@ -24,7 +23,6 @@ from pygments.lexers import PythonLexer
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = "reinforce reinforce_baseline a2c a3c trpo ppo rlhf grpo ddpg td3 sac".split()
 LABEL = re.compile(r"\[((?:AC|CS|L3|L10|P7|X)-[\w.]+)\]")
-OTHER_SUBJECT = ("ppo", "rlhf")  # of these two only functions of the same name are compared
 
 # ── Mathematics: the headers' notation (Unicode, _x, ^x, _{...}) as MathML ────────────────────────
 FUNCTIONS = set("min max argmax clip log exp tanh softmax mean std dim".split())
@@ -72,11 +70,9 @@ def atom(token: str) -> str:
 def argument(tokens: list[str], display: bool) -> str:
     """What stands after _, ^, √ or ⁄: a group in brackets, or an atom."""
     token = tokens.pop(0) if tokens else "?"
-    return (
-        f"<mrow>{parse(tokens, CLOSING[token], display)}</mrow>"
-        if token in CLOSING
-        else atom(token)
-    )
+    if token in CLOSING:
+        return f"<mrow>{parse(tokens, CLOSING[token], display)}</mrow>"
+    return atom(token)
 
 
 def parse(tokens: list[str], stop: str, display: bool) -> str:
@@ -124,9 +120,7 @@ def parse(tokens: list[str], stop: str, display: bool) -> str:
 
 # ── Prose: its mathematical words are typeset, labels and names of scripts are links ──────────────
 ENGLISH = r"\([^()]*(?<![\w_])(?!(?:log|exp|min|mean)\b)[a-z]{2,}(?![\w_(])"  # a remark in brackets
-WORD = re.compile(
-    rf"`[^`]+`|(?:[^\s()\[\]{{}}]|(?<=[^\s(\[]){GROUP}|(?!{ENGLISH}){GROUP})+"  # with its brackets
-)
+WORD = re.compile(rf"`[^`]+`|(?:[^\s()\[\]{{}}]|(?<=[^\s(\[]){GROUP}|(?!{ENGLISH}){GROUP})+")
 MATHS = re.compile(
     r"[Ͱ-Ͽ\u0302\u0304Âĝ√½=≤≥<>←∼≈≻·⊙±−∝|‖_^₀-₉²³ᵀ⁻×∇∂∞∫]|\S→|\d/[A-Z]"
     r"|^(?:[B-HJ-Zb-z]\d?'?|a'|\+)$|^(?:[A-Za-z]'?|std|mean|exp)[(\[]"
@@ -148,7 +142,7 @@ def prose(text: str, display: bool = False) -> str:
         return re.sub(rf"\b({'|'.join(SCRIPTS)})\.py", r"<a href=\1.html>\1</a>", html)
 
     html = WORD.sub(word, text.replace("∣", "|").replace(" / ", "/"))
-    return OPERATOR.sub(r"<span class=w>\1</span>", html)  # an operator stays with what follows
+    return OPERATOR.sub(r"<span class=nw>\1</span>", html)  # an operator stays with what follows
 
 
 # ── Reading: tables, headers, code ────────────────────────────────────────────────────────────────
@@ -195,8 +189,7 @@ LESSONS = {row[0].split()[2]: (row[0].split()[0], row[1]) for row in LESSONS}  #
 ABLATIONS: dict[str, str] = {}  # [impl N] of ppo.py → what is taken away, and the change of return
 for name, _, difference in table("benchmarks.md", 3):
     for number, text in re.findall(r"^\[impl (\d+)\] (.*)", name):
-        line = f"\n{text}: {difference.replace('-', '−')}"
-        ABLATIONS[number] = ABLATIONS.get(number, "") + line
+        ABLATIONS[number] = ABLATIONS.get(number, "") + f"\n{text}: {difference.replace('-', '−')}"
 TESTS: dict[str, list[str]] = {}  # label → links to its tests, which build() fills
 
 
@@ -206,18 +199,14 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path, self.name, text = path, path.stem, path.read_text()
         html = highlight(text, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))
-        self.raw, self.html, (docstring, *nodes) = (
-            text.splitlines(),
-            html.split("\n"),
-            ast.parse(text).body,
-        )
+        self.raw, self.html = text.splitlines(), html.split("\n")
+        docstring, *nodes = ast.parse(text).body
         self.end, self.parts = docstring.end_lineno, {}  # of the header; name → its lines
         for name, group in itertools.groupby(nodes, lambda node: getattr(node, "name", "")):
             first, *_, last = [*group] * 2
             start = min(x.lineno for x in [first, *getattr(first, "decorator_list", [])])
             self.parts[name or ast.unparse(first).split()[0]] = range(start, last.end_lineno + 1)
-        functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
-        self.docstrings = {node.name: ast.get_docstring(node) or "" for node in functions}
+        self.docstrings = {x.name: ast.get_docstring(x) or "" for x in nodes if hasattr(x, "name")}
         self.title, *blocks = docstring.value.value.strip().split("\n\n")
         self.sections = {}
         for heading, *lines in (block.split("\n") for block in blocks):
@@ -237,12 +226,11 @@ class Source:
 
         def link(found: re.Match) -> str:
             page = "" if own and found[1] in self.labels else "equations.html"
-            return (
-                f"<a href={page}#{found[1]}>{found[0]}</a>" if found[1] in EQUATIONS else found[0]
-            )
+            html = f"<a href={page}#{found[1]}>{found[0]}</a>"
+            return html if found[1] in EQUATIONS else found[0]
 
         page, anchor = ("", f" id=L{n}") if own else (f"{self.name}.html", "")
-        number = f"<a class=n href={page}#L{n} data-n={n} tabindex=-1 aria-hidden=true></a>"
+        number = f"<a class=num href={page}#L{n} data-n={n} tabindex=-1 aria-hidden=true></a>"
         indent = len(self.raw[n - 1]) - len(self.raw[n - 1].lstrip())
         html = self.card(n, own) if card and n > self.end else ""
         html += f"<code{anchor} style=--i:{indent}>{number}"
@@ -281,8 +269,7 @@ def entry(item: Item, href: str = "", more: str = "", anchor: str = "") -> str:
     return f"<li class='{item.kind}'{anchor} style=--i:{item.depth}>{text}{more}</li>"
 
 
-def section(head: str, body: str, slug: str = "") -> str:
-    anchor = f" id={slug}" * bool(slug)
+def section(head: str, body: str, anchor: str = "") -> str:
     return f"<section{anchor}><div class=head>{head}</div><div class=body>{body}</div></section>\n"
 
 
@@ -316,7 +303,7 @@ def write_source(site: Path, source: Source) -> None:
             body += entry(item, href, prose(item.remark), anchor)
         if slug == "changed":
             rest = f"<a href={LESSONS[source.name][0]}-{source.name}.html>line by line</a>"
-        main += section(f"<h2>{prose(name)}</h2><p>{rest}</p>", f"<ul>{body}</ul>", slug)
+        main += section(f"<h2>{prose(name)}</h2><p>{rest}</p>", f"<ul>{body}</ul>", f" id={slug}")
         toc += f"<a href=#{slug}>{name}</a> "
     for n, line in enumerate(source.raw, 1):
         if ruler := re.match("# ── (.+?)(?:: (the same .+?))? ─", line):
@@ -339,7 +326,7 @@ def write_lesson(site: Path, a: Source, b: Source, what: str) -> None:
         texts = [[x.raw[n - 1] for n in lines] for x, lines in ((a, old), (b, new))]
         if texts[0] == texts[1]:
             same += f"<a href={b.name}.html#L{new.start}>{name}</a> "
-        elif (a.name, b.name) != OTHER_SUBJECT or old and new:
+        elif old and new or (a.name, b.name) != ("ppo", "rlhf"):  # whose subjects are not the same
             html += f"<div class=part><h3>{name}</h3>"
             for tag, i, j, k, m in difflib.SequenceMatcher(None, *texts, False).get_opcodes():
                 if tag == "equal":
@@ -365,8 +352,7 @@ def write_lesson(site: Path, a: Source, b: Source, what: str) -> None:
 
 
 def write_equations(site: Path, scripts: dict[str, Source]) -> None:
-    heads = "label", "equation", "what its tests compare with", "in the code of"
-    html = "".join(f"<th scope=col>{head}" for head in heads) + "<tbody>"
+    html = "<tr><th>label<th>equation<th>what its tests compare with<th>in the code of<tbody>"
     for label, (names, text, _, _, told) in EQUATIONS.items():
         places = [(x.name, n) for x in scripts.values() for n in x.labels.get(label, [])]
         code = " ".join(f"<a href={name}.html#L{n}>{name}:{n}</a>" for name, n in places)
@@ -376,7 +362,7 @@ def write_equations(site: Path, scripts: dict[str, Source]) -> None:
         html += f"<td class=more>{code or told and f'told in {told}'}\n"
     rows = [f"<tr><th scope=row>{x}<td>{y}<td>{z}" for x, y, z in table("equations.md", 3)[1:]]
     main = section("", f"<h1>Equations</h1><table>{''.join(rows)}</table>")
-    write(site, "equations", "Equations", f"{main}<table><thead><tr>{html}</table>")
+    write(site, "equations", "Equations", f"{main}<table><thead>{html}</table>")
 
 
 def write_exercises(site: Path) -> None:
@@ -441,4 +427,4 @@ def build(site: Path) -> None:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs/site")
+    build(ROOT / "docs/site")
