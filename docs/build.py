@@ -1,8 +1,6 @@
-"""Writes a static site: the scripts beside their equations, the lessons, all equations, exercises.
+"""Writes docs/site: the scripts beside their equations, the lessons, all equations, exercises.
 
-    pip install '.[docs]' && python docs/build.py        then open docs/site/index.html
-
-Equations are typeset from the headers; an error names what cannot be read.
+`pip install '.[docs]' && python docs/build.py`; then open docs/site/index.html.
 """
 
 import ast
@@ -126,7 +124,8 @@ MATHS = re.compile(
     r"|^(?:[B-HJ-Zb-z]\d?'?|a'|\+)$|^(?:[A-Za-z]'?|std|mean|exp)[(\[]"
 )
 CODE = re.compile(r"^(?:`([^`]+)`|(--[\w-]+|[a-z][a-z\d]*_[a-z_]{2,}\w*(?!\.py|\w)))")
-OPERATOR = re.compile("(<math[^>]*><mo[^>]*>[=≤←∼≈+−]</mo></math> <math.*?</math>)")
+ONE = r"<math(?:(?!</math>).)*</math>"  # stays with its comma, and an operator with what follows it
+KEEP = re.compile(rf"<math[^>]*><mo[^>]*>[=≤←∼≈+−]</mo></math> {ONE}[^\s<]*|{ONE}[^\s<]+")
 
 
 def prose(text: str, display: bool = False) -> str:
@@ -142,7 +141,7 @@ def prose(text: str, display: bool = False) -> str:
         return re.sub(rf"\b({'|'.join(SCRIPTS)})\.py", r"<a href=\1.html>\1</a>", html)
 
     html = WORD.sub(word, text.replace("∣", "|").replace(" / ", "/"))
-    return OPERATOR.sub(r"<span class=nw>\1</span>", html)  # an operator stays with what follows
+    return KEEP.sub(r"<span class=nw>\g<0></span>", html)
 
 
 # ── Reading: tables, headers, code ────────────────────────────────────────────────────────────────
@@ -189,7 +188,8 @@ LESSONS = {row[0].split()[2]: (row[0].split()[0], row[1]) for row in LESSONS}  #
 ABLATIONS: dict[str, str] = {}  # [impl N] of ppo.py → what is taken away, and the change of return
 for name, _, difference in table("benchmarks.md", 3):
     for number, text in re.findall(r"^\[impl (\d+)\] (.*)", name):
-        ABLATIONS[number] = ABLATIONS.get(number, "") + f"\n{text}: {difference.replace('-', '−')}"
+        line = f"\n{text}: return {difference.replace('-', '−')}"
+        ABLATIONS[number] = ABLATIONS.get(number, "") + line
 TESTS: dict[str, list[str]] = {}  # label → links to its tests, which build() fills
 
 
@@ -263,7 +263,7 @@ def compared(label: str) -> str:
 def entry(item: Item, href: str = "", more: str = "", anchor: str = "") -> str:
     name = f"[impl {item.key}]" if item.kind == "impl" else item.key
     key = f"<a class=key href={href}>{name}</a> " * bool(href)
-    text = f"<div class=text>{prose(item.text, item.kind == 'eq')}</div>"
+    text = f"<div class=text>{prose(item.text, item.kind[:2] == 'eq')}</div>"
     text = key + text if item.kind == "step" else text + key
     more = f"<div class=more>{more}</div>" * bool(more)
     return f"<li class='{item.kind}'{anchor} style=--i:{item.depth}>{text}{more}</li>"
@@ -276,7 +276,6 @@ def section(head: str, body: str, anchor: str = "") -> str:
 def write(site: Path, name: str, title: str, body: str, toc: str = "") -> None:
     names = ["index", *SCRIPTS, "equations", "exercises"]
     nav = " ".join(f"<a href={x}.html{' aria-current=page' * (x == name)}>{x}</a>" for x in names)
-    toc = toc and f"<nav class=toc aria-label='This page'>{toc}</nav>"
     (site / f"{name}.html").write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
         "<meta name=viewport content='width=device-width,initial-scale=1'>"
@@ -291,7 +290,8 @@ def write_source(site: Path, source: Source) -> None:
     copy = f"<a href={source.path.name}>copy this file</a>"
     head = f"<p>{source.path.name}\n{len(source.raw)} lines, {copy}</p>"
     main = section(head, f"<h1>{prose(title)}</h1><p class=cite>{escape(cited)}</p>")
-    toc, listing = "", "<div class=part><details><summary>the header, typeset above</summary>"
+    toc = "<nav class=toc aria-label='This page'>"
+    listing = "<div class=part><details><summary>the header, typeset above</summary>"
     for heading, items in source.sections.items() if source.name in SCRIPTS else ():
         name, rest = re.match(r"([^\[,;:]+)[,;: ]*(.*)", heading).groups()
         slug, body, rest = name.split()[0].lower(), "", prose(rest)
@@ -314,7 +314,7 @@ def write_source(site: Path, source: Source) -> None:
         if n == source.end or n == len(source.raw) and listing.count("<details") > 1:
             listing += "</details>"
     code = f"<section id=code><h2>Code</h2><div class=src>{listing}</div></div></section>"
-    write(site, source.name, title, main + code, toc)
+    write(site, source.name, title, main + code, toc + "</nav>")
     shutil.copy(source.path, site)
 
 
@@ -357,6 +357,7 @@ def write_equations(site: Path, scripts: dict[str, Source]) -> None:
         places = [(x.name, n) for x in scripts.values() for n in x.labels.get(label, [])]
         code = " ".join(f"<a href={name}.html#L{n}>{name}:{n}</a>" for name, n in places)
         synonyms = names.removeprefix(label).strip(" ()")
+        synonyms = re.sub(r"[A-Z]+\d*-[\w.]+", r"<span class=nw>\g<0></span>", synonyms)
         html += f"<tr id={label}><th scope=row>{label}<small>{synonyms}</small>"
         html += f"<td>{prose(text, True)}<td>{compared(label)}"
         html += f"<td class=more>{code or told and f'told in {told}'}\n"
