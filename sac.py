@@ -513,7 +513,7 @@ class Run:
             self.wandb.log({"step": step} | {f"{table}/{name}": x for name, x in row.items()})
         if table == "episodes":
             self.returns.append(row["episode_return"])
-            self.bar.set_postfix_str(f"return {np.mean(self.returns):,.1f}", refresh=False)
+            self.bar.set_postfix_str(f"return {np.mean(self.returns):,.5g}", refresh=False)
         self.bar.update(min(step, self.bar.total) - self.bar.n)
 
     def save(self, step: int, now: bool = False) -> None:
@@ -561,7 +561,7 @@ class Run:
         returns = evaluate(actor, env, self.args.eval_episodes, seed)
         means = dict(training_return=self.returns, evaluation_return=returns)
         summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
-        print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
+        print(", ".join(f"{name} {x:,.7g}" for name, x in summary.items()))
         if not self.only_evaluates:
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
