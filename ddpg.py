@@ -208,7 +208,6 @@ def train(args: Args) -> Path:
     env = make_env(args.env_id)
     env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     spaces = env.observation_space, env.action_space
-    action_size = env.action_space.low.size
 
     # 1. Initialise the policy θ, the critic w, and their targets θ' = θ, w' = w.
     actor = Actor(*spaces).to(device)
@@ -221,6 +220,7 @@ def train(args: Args) -> Path:
         "actor_adam": Adam(actor.parameters(), args.policy_lr).to(device),
         "critic_adam": Adam(critic.parameters(), args.q_lr).to(device),
     }
+    action_size = env.action_space.low.size
     buffer_size = min(args.buffer_size, max(args.total_timesteps, 1))
     buffer = ReplayBuffer(buffer_size, env.observation_space.shape[0], action_size, device)
 

@@ -220,7 +220,6 @@ def train(args: Args) -> Path:
     env = make_env(args.env_id)
     env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     spaces = env.observation_space, env.action_space
-    action_size = env.action_space.low.size
 
     # 1. Initialise the policy θ, the critics w1, w2, and targets θ' = θ, w1' = w1, w2' = w2.
     actor = Actor(*spaces).to(device)
@@ -233,6 +232,7 @@ def train(args: Args) -> Path:
         "actor_adam": Adam(actor.parameters(), args.policy_lr).to(device),
         "critic_adam": Adam(critics.parameters(), args.q_lr).to(device),
     }
+    action_size = env.action_space.low.size
     buffer_size = min(args.buffer_size, max(args.total_timesteps, 1))
     buffer = ReplayBuffer(buffer_size, env.observation_space.shape[0], action_size, device)
 
