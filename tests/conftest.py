@@ -80,7 +80,9 @@ def error_line(capsys, script: str, *words: str, **settings) -> str:
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(script, *words, **settings)
-    assert isinstance(stop.value.code, str), "the command line itself is wrong, or there is no error"
+    assert isinstance(stop.value.code, str), (
+        "the command line itself is wrong, or there is no error"
+    )
     output = capsys.readouterr()
     assert "Traceback" not in output.out + output.err
     return stop.value.code.strip().splitlines()[-1]

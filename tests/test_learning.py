@@ -29,18 +29,18 @@ SETTINGS = {
 }  # fmt: skip
 for script in OFF_POLICY:
     SETTINGS[script] |= dict(learning_starts=300, batch_size=64, tau=0.02, gamma=0.9)
-STEPS = {"CartPole-v1": 12_000, "odd_envs:MultiDiscrete-v0": 5_000, "odd_envs:Move-v0": 8_000}
+STEPS = {"CartPole-v1": 12_000, "envs:MultiDiscrete-v0": 5_000, "envs:Move-v0": 8_000}
 MORE = {
-    ("reinforce", "odd_envs:MultiDiscrete-v0"): dict(total_timesteps=8_000),
-    ("reinforce_baseline", "odd_envs:MultiDiscrete-v0"): dict(total_timesteps=8_000),
+    ("reinforce", "envs:MultiDiscrete-v0"): dict(total_timesteps=8_000),
+    ("reinforce_baseline", "envs:MultiDiscrete-v0"): dict(total_timesteps=8_000),
     ("a2c", "CartPole-v1"): dict(total_timesteps=24_000, gamma=0.98),
     ("a3c", "CartPole-v1"): dict(total_timesteps=16_000, gamma=0.98),
     ("trpo", "CartPole-v1"): dict(total_timesteps=20_000, num_steps=64, gamma=0.98),
     ("ppo", "CartPole-v1"): dict(total_timesteps=12_000, num_steps=32, gamma=0.98),
 }
-THRESHOLDS = {"CartPole-v1": 60, "odd_envs:MultiDiscrete-v0": 14, "odd_envs:Move-v0": -9}
+THRESHOLDS = {"CartPole-v1": 60, "envs:MultiDiscrete-v0": 14, "envs:Move-v0": -9}
 CASES = [(script, env_id) for script in ON_POLICY for env_id in THRESHOLDS]
-CASES += [(script, "odd_envs:Move-v0") for script in OFF_POLICY]
+CASES += [(script, "envs:Move-v0") for script in OFF_POLICY]
 
 
 def final_return(script: str, env_id: str, seed: int = 1, **settings) -> float:
@@ -67,4 +67,4 @@ def test_short_episodes_weigh_no_more_than_long_ones():
     """A short episode pays 1, a long one 2; a mean over each episode's own steps prefers 1."""
     settings = dict(total_timesteps=6_000, batch_size=1, gamma=1.0, learning_rate=3e-3)
     settings |= dict(norm_returns=False)
-    assert final_return("reinforce", "odd_envs:ShortLong-v0", **settings) == pytest.approx(2)
+    assert final_return("reinforce", "envs:ShortLong-v0", **settings) == pytest.approx(2)
