@@ -18,7 +18,7 @@ inf = np.inf
 class Env(gym.Env):
     """Observes 1, pays 1 and is cut after `limit` steps, if a subclass does not change it."""
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"]}
     observation_space, action_space = Box(-1, 1, (1,), np.float32), Discrete(2)
     limit = 20
     steps = 0  # since the environment was made
@@ -128,7 +128,7 @@ class Lopsided(Env):
     """A 1 × 2 box of actions with different bounds in each dimension; remembers what it was given."""
 
     action_space = Box(np.array([[-1.0, 2.0]], np.float32), np.array([[3.0, 2.5]], np.float32))
-    taken = []  # noqa: RUF012
+    taken = []
 
     def outcome(self, action):
         Lopsided.taken.append(action)

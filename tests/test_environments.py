@@ -53,6 +53,9 @@ def test_actions_on_policy(script, space):
     """Every action is in the space and has its type, and is scored by one number a sample."""
     env, actor = make(script, f"envs:{space}-v0")
     obs = np.stack([env.reset(seed=n)[0] for n in range(50)])
+    if space in envs.DISCRETE:  # each action of the space comes up
+        drawn = actor.to_env(actor(torch.as_tensor(obs[0])).sample((3_000,)))
+        assert len({str(action) for action in drawn}) == env.unwrapped.n.prod()
     torch.nn.init.orthogonal_(actor.net[-1].weight, 2)  # far from the middle as well
     dist = actor(torch.as_tensor(obs))
     samples = dist.sample()
@@ -60,14 +63,7 @@ def test_actions_on_policy(script, space):
         assert x.shape == (50,) and x.isfinite().all()
     for action in (*actor.to_env(samples), *actor.mode(obs), actor.mode(obs[0])):
         assert env.action_space.contains(action) and action.dtype == env.action_space.dtype
-    if space in envs.DISCRETE:  # each action of the space comes up, and the modes are likely
-        few = {
-            str(action) for action in actor.to_env(actor(torch.as_tensor(obs[0])).sample((3000,)))
-        }
-        assert len(few) == {"Numbered": 3, "MultiDiscrete2D": 192, "MultiBinary": 16}.get(
-            space, len(few)
-        )
-        assert len(few) > 2 and (dist.log_prob(dist.mode) >= dist.log_prob(samples)).all()
+    assert (dist.log_prob(dist.mode) >= dist.log_prob(samples)).all()
 
 
 @pytest.mark.parametrize("space", envs.DISCRETE | envs.BOUNDED | envs.UNBOUNDED)

@@ -148,8 +148,9 @@ def test_other_ways_to_run(script, tmp_path):
     runpy.run_path(str(ROOT / f"{script}.py"), run_name="imported")
     assert not list(tmp_path.iterdir())
     if script != "a3c":  # its workers import the file
-        sys.argv = ["notebook", *flags(TINY[script] | {"env_id": "Pendulum-v1"})]
-        exec((ROOT / f"{script}.py").read_text(), {"__name__": "__main__"})  # noqa: S102
+        names = {"__name__": "__main__"}
+        exec((ROOT / f"{script}.py").read_text(), names)
+        names["train"](names["Args"](env_id="Pendulum-v1", **TINY[script]))
         assert (only_folder(tmp_path) / "summary.json").exists()
 
 
@@ -173,7 +174,7 @@ def test_python_of_the_readme(env_id):
     assert text.count("CartPole-v1") == 2
     text = re.sub(r"total_timesteps=[\d_]+", "total_timesteps=2_048", text)
     names = {}
-    exec(text.replace("CartPole-v1", env_id), names)  # noqa: S102
+    exec(text.replace("CartPole-v1", env_id), names)
     names["env"].step(names["action"])
 
 
@@ -411,14 +412,14 @@ ERRORS = [
     ("ppo", {"env_id": "HalfCheeta-v4"}, "HalfCheetah"),
     ("sac", {"env_id": "no_such_module:Env-v0"}, "no_such_module"),
     ("ppo", {"env_id": "envs:WholeNumbers-v0"}, "cannot choose actions from Box"),
-    ("ppo", {"env_id": "envs:Lists-v0"}, "cannot flatten the observations: Sequence"),
-    ("ppo", {"env_id": "envs:Mission-v0"}, "cannot flatten the observations: Dict"),
-    ("sac", {"env_id": "envs:BoxMission-v0"}, "cannot flatten the observations: Dict"),
+    ("ppo", {"env_id": "envs:Lists-v0"}, "cannot flatten the observations"),
+    ("ppo", {"env_id": "envs:Mission-v0"}, "cannot flatten the observations"),
+    ("sac", {"env_id": "envs:BoxMission-v0"}, "cannot flatten the observations"),
     ("ppo", {"num_minibatches": 65}, "num_minibatches must be at most num_steps * num_envs"),
     ("sac", {"learning_starts": 180}, "learning_starts must be less than total_timesteps"),
-    ("ppo", {"env_id": "envs:NaNReward-v0"}, "not finite at step"),
-    ("sac", {"env_id": "envs:BoxNaNReward-v0", "total_timesteps": 400}, "not finite at step"),
-    ("reinforce", {"env_id": "envs:NaNReward-v0"}, "not finite at step"),
+    ("ppo", {"env_id": "envs:NaNReward-v0"}, "reward in step"),
+    ("sac", {"env_id": "envs:BoxNaNReward-v0", "total_timesteps": 400}, "reward in step"),
+    ("reinforce", {"env_id": "envs:NaNReward-v0"}, "reward in step"),
     *((name, {"env_id": "envs:Unbounded-v0"}, "finite bounds") for name in OFF_POLICY),
     *((name, {"env_id": "envs:Huge-v0"}, "finite bounds") for name in OFF_POLICY),
     *((name, {"env_id": "CartPole-v1"}, "finite bounds") for name in OFF_POLICY),
@@ -467,7 +468,7 @@ def test_bad_resume(script, tmp_path, capsys):
     assert not (tmp_path / "nowhere").exists()
     folder = str(train("reinforce"))
     line = error_line(capsys, script.__name__, "--resume", folder)
-    assert "is a run of reinforce.py" in line
+    assert "a run of reinforce.py" in line
 
 
 @BOTH
@@ -501,7 +502,8 @@ def test_error_while_the_bar_is_open(script, tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         raise
     last = output.strip().split("\n")[-1]
-    assert last.startswith("FloatingPointError: not finite at step") and process.returncode == 1
+    assert last.startswith("FloatingPointError: ") and "reward in step" in last
+    assert process.returncode == 1
     assert "Traceback" not in output and only_folder(tmp_path).name in output
 
 
@@ -540,7 +542,7 @@ def test_full_disk(size):
         timeout=120,
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("OSError")
+    assert re.search("File too large|disk full", done.stderr.strip().splitlines()[-1])
     assert contents(folder, "checkpoint.pt") == before
     train("sac", total_timesteps=300, resume=folder)  # once there is room again
 
@@ -576,7 +578,7 @@ def test_two_processes(tmp_path):
     for name in ("actor", "critic"):
         count = state_of(folder)[name]["obs_norm.count"]
         assert count == state_of(one)[name]["obs_norm.count"]
-    done = torchrun("--resume", str(folder), total_timesteps=768)
+    done = torchrun("--resume", str(folder), **settings | {"total_timesteps": 768})
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in table(folder / "updates.csv")] == list(range(128, 896, 128))
 
