@@ -86,16 +86,6 @@ class Parity(Counter):
         return int(self.count % 2), False
 
 
-class Chance(Env):
-    """Observations and ends by chance: no two states are alike, one step in five terminates."""
-
-    def observe(self):
-        return self.np_random.uniform(-1, 1, 1).astype(np.float32)
-
-    def outcome(self, action):
-        return self.t + float(action), bool(self.np_random.random() < 0.2)
-
-
 class Fork(Env):
     """Two states, one-hot. In the first, action 1 pays 2 and ends; action 0 costs 1 and leads to the
     second, where action 0 pays 3 and action 1 pays 0.5, and both end: the lengths are not equal."""
@@ -109,19 +99,6 @@ class Fork(Env):
         if self.t == 1:
             return (2.0, True) if action == 1 else (-1.0, False)
         return (0.5 if action == 1 else 3.0), True
-
-
-class ShortLong(Env):
-    """Action 0 ends the episode and pays 1; action 1 goes on to ten steps that pay 2 in all."""
-
-    observation_space = Box(0, 1, (2,), np.float32)
-    limit = 10
-
-    def observe(self):
-        return np.array([self.t == 0, self.t > 0], np.float32)
-
-    def outcome(self, action):
-        return (1.0, True) if self.t == 1 and action == 0 else (0.2, False)
 
 
 class Lopsided(Env):
@@ -228,7 +205,7 @@ class Choose(Env):
 
 
 class Drawn(Env):
-    """Observes random numbers that do not come from Gymnasium's default generator."""
+    """Observes random numbers of a generator of another kind, or of four sources."""
 
     action_space = Box(-1, 1, (1,), np.float32)
 
@@ -236,18 +213,18 @@ class Drawn(Env):
         self.kind = kind
 
     def reset(self, *, seed=None, options=None):
+        made = super().reset(seed=seed)
         if seed is not None and self.kind == "MT19937":
             self.np_random = np.random.Generator(np.random.MT19937(seed))
         if seed is not None and self.kind == "RandomState":
             self.np_random = np.random.RandomState(seed)
-        self.t = 0
-        return self.observe(), {}
+        return made
 
     def observe(self):
-        if self.kind == "Space":
-            return self.action_space.sample()
-        draw = {"NumPy": np.random.uniform, "Python": random.uniform}.get(self.kind)
-        return np.array([(draw or self.np_random.uniform)(-1, 1)], np.float32)
+        x = self.np_random.uniform(-1, 1, 1)
+        if self.kind == "Everywhere":
+            x = x + np.random.uniform() + random.random() + self.action_space.sample()
+        return x.astype(np.float32)
 
     def outcome(self, action):
         return -abs(float(action[0])), False
@@ -342,7 +319,6 @@ UNBOUNDED = {
     "BoundedBelow": Box(0.5, inf, (1,), np.float32),
     "BoundedAbove": Box(-inf, -0.5, (1,), np.float64),
 }
-GENERATORS = ["MT19937", "RandomState", "NumPy", "Python", "Space"]
 ENDS = {  # all that an `if` takes for True or False
     "Int": int,
     "Int8": np.int8,
@@ -372,14 +348,14 @@ SIMPLE = {  # attributes and methods of a class of its own
     "BadClose": {"close": lambda env: env.is_already_gone},
 }
 KINDS = {name: (type(name, (Env,), own), {}) for name, own in SIMPLE.items()}
-for kind in (Counter, Reuse, Parity, Chance, Fork, ShortLong, Lopsided, Move):
-    KINDS[kind.__name__] = kind, {}
-for kind in (Reach, Choose, OneCopy, Thread, NoEarly):
+for kind in (Counter, Reuse, Parity, Fork, Lopsided, Move, Reach, Choose, OneCopy, Thread, NoEarly):
     KINDS[kind.__name__] = kind, {}
 KINDS |= {name: (Match, {"action_space": x}) for name, x in DISCRETE.items()}
 KINDS |= {name: (Reach, {"action_space": x}) for name, x in (BOUNDED | UNBOUNDED).items()}
 KINDS |= {f"Ends{name}": (Reach, {"end": end}) for name, end in ENDS.items()}
-KINDS |= {f"Drawn{name}": (Drawn, {"kind": name}) for name in GENERATORS}
+KINDS |= {
+    f"Drawn{name}": (Drawn, {"kind": name}) for name in ("MT19937", "RandomState", "Everywhere")
+}
 KINDS |= {
     "Slow": (Move, {"seconds": 0.0005}),
     "WholeNumbers": (Reach, {"action_space": Box(0, 5, (1,), np.int64)}),

