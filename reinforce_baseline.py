@@ -1,7 +1,7 @@
 """REINFORCE with a learned baseline, also called the vanilla policy gradient; Williams 1992.
 
 Changed from reinforce.py: a Critic, whose value is subtracted from the returns; it is fitted after
-the policy's step. norm_adv replaces norm_returns.
+the policy's step. norm_returns is now called norm_adv.
 
 Idea
     What counts is not whether an episode went well, but whether it went better than expected from
@@ -10,9 +10,9 @@ Idea
 
 Equations, in the order of the code
     [CS-3a]    J(θ) = E_τ[Σ_t γ^t r_t]   the objective, to be maximised
-    [CS-5.1/5.2]  J = E[V(s₀)]; V^π(s) = Σ_a π(a|s) Q^π(s,a)
-    [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for discrete actions
+    [CS-5.1]   J = E[V(s₀)]   with V^π(s) = Σ_a π(a|s) Q^π(s,a)
     [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
+    [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for discrete actions
     [CS-6a]    G_t = Σ_{k=t..T} γ^{k−t} r_k
     [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]
     [CS-9e]    b(s_t) = V^π(s_t)   V_w is fitted to whole returns G_t; in a2c.py it bootstraps
@@ -23,7 +23,7 @@ Equations, in the order of the code
     [X-VF]     L_VF = (V_w(s_t) − V_t^target)²   with V_t^target = G_t
 
 Why the baseline adds no bias
-    [CS-9b]    E_a[∇log π(a|s) b(s)] = 0: it is b(s) Σ_a π ∇log π = b(s) ∇Σ_a π = b(s) ∇1 = 0.
+    [CS-9b]    E_a[∇log π(a|s) b(s)] = 0   as b(s) Σ_a π ∇log π = b(s) ∇Σ_a π = b(s) ∇1 = 0
     This holds only if b(s) does not depend on the action: V_w is evaluated before it is fitted to
     that action's return.
 
@@ -38,18 +38,25 @@ Algorithm [CS-6alg]: that of reinforce.py, with the baseline in line 6, and line
     8.     fit V_w to the returns, by steps of Adam down L_VF
 Line 6 drops the factor γ^t, and line 7 divides by the constant batch_size, as in reinforce.py.
 
-Not in the text [impl]: as in reinforce.py, and
-    weights G − b standardised over the batch; their mean contains each action's own return: the
-        gradient shrinks by up to 1 / (2 · episodes)                    OpenAI Spinning Up, vpg
-    values standardised by running statistics, L_VF in their units      PopArt, van Hasselt 2016
+Not in the text [impl]
+    [impl 1] observations standardised by running statistics, cut at ±10   Andrychowicz 2021, 3.3
+    [impl 2] orthogonal weights; policy's last layer × 0.01, critic's × 0  Andrychowicz 2021, 3.2
+    [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
+    [impl 4] values standardised by running statistics, and so is L_VF     PopArt, van Hasselt 2016
+    [impl 5] several episodes, batch_size steps or more, before line 7     Duan 2016
+    [impl 6] weights G − b standardised over the batch; what their mean takes of Spinning Up, vpg
+        the gradient stands in reinforce.py
+    [impl 7] an episode that a time limit cuts counts as ended; V_w learns that
 
 Run: python reinforce_baseline.py --env-id HalfCheetah-v4
-    after 1,000,000 steps: return 850 ± 282 (10 seeds; see benchmarks.md)
+    evaluated 1,250 ± 505 after 1,000,000 steps (10 seeds, see benchmarks.md)
 """
 
+import contextlib
 import json
 import math
 import os
+import random
 import sys
 import time
 from collections import deque
@@ -69,8 +76,8 @@ from tqdm import tqdm
 @dataclass
 class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
-    total_timesteps: int = 1_000_000  # environment steps; 0 with --resume only evaluates
-    seed: int = 1  # seed of the weights, the actions and the environment
+    total_timesteps: int = 1_000_000  # environment steps in total; with --resume, 0 only evaluates
+    seed: int = 1  # seed of the weights, the actions and the environments
     # Algorithm
     learning_rate: float = 2e-3  # α, learning rate of Adam [CS-4a]
     batch_size: int = 2048  # play whole episodes until they have this many steps, then update
@@ -85,16 +92,118 @@ class Args:
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between checkpoints, saved at ends of episodes or rollouts
-    resume: Path | None = None  # continue the run in this folder; flags given override its own
+    save_every: float = 60.0  # seconds between checkpoints, written at ends of episodes or rollouts
+    resume: Path | None = None  # continue the run in this folder; flags given here override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
-class RunningNorm(nn.Module):
-    """Standardises by the mean and std of all samples that `update` has seen [impl]."""
+class Actor(nn.Module):
+    """π_θ(a|s): a softmax for each entry of a discrete action, a diagonal Gaussian for a Box.
 
-    def __init__(self, *shape: int) -> None:
+    [impl 3] The Gaussian is in units of half the action range, or of 1 where a bound is infinite.
+    log_prob is that of the unclipped sample; only `to_env` clips.
+    """
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         super().__init__()
+        self.space = action_space
+        self.continuous = isinstance(action_space, gym.spaces.Box)
+        if self.continuous and action_space.dtype.kind == "f":
+            low, high = action_space.low, action_space.high
+            bounded = np.isfinite(high - low)
+            self.unit = np.where(bounded, (high - low) / 2, 1)
+            self.middle = np.where(bounded, low + self.unit, np.clip(0, low, high))
+            self.log_std = nn.Parameter(torch.full(low.shape, -0.5))  # log σ, the same for all s
+            outputs = low.size
+        else:  # one row of logits per entry, padded to the longest; -1e9 masks the padding
+            choices = torch.as_tensor(choices_of(action_space))
+            padding = torch.arange(choices.max()) >= choices.unsqueeze(-1)
+            self.register_buffer("mask", torch.where(padding, -1e9, 0.0))  # (*shape, max(choices))
+            outputs = self.mask.numel()
+        self.obs_norm = RunningNorm(observation_space.shape)
+        self.net = mlp(observation_space.shape[0], outputs, output_gain=0.01)
+
+    def forward(self, obs: Tensor) -> Distribution:
+        """obs (..., O) → the distribution of actions; its log_prob and entropy are (...,)."""
+        output = self.net(self.obs_norm(obs))  # (..., outputs)
+        if self.continuous:
+            mean = output.reshape(output.shape[:-1] + self.log_std.shape)
+            dist = Normal(mean, self.log_std.exp(), validate_args=False)  # [AC-02b]
+        else:
+            logits = output.reshape(output.shape[:-1] + self.mask.shape) + self.mask
+            dist = Categorical(logits=logits, validate_args=False)  # [AC-02a]
+        # Sum log-probabilities over action dimensions: (B, A) → (B,).
+        return Independent(dist, len(self.space.shape), validate_args=False)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """A sample of the distribution → the action that env.step expects."""
+        action = action.numpy(force=True)
+        if self.continuous:
+            action = (self.middle + self.unit * action).clip(self.space.low, self.space.high)
+        else:
+            action = action + getattr(self.space, "start", 0)
+        return action.astype(self.space.dtype)
+
+    @torch.no_grad()
+    def mode(self, obs: np.ndarray) -> np.ndarray:
+        """obs (..., O) → the most probable action, as env.step expects it."""
+        obs = torch.as_tensor(obs, device=self.obs_norm.mean.device)
+        return self.to_env(self(obs).mode)
+
+
+class Critic(nn.Module):
+    """V_w(s), in units of the rewards; the network predicts standardised values [impl 4]."""
+
+    def __init__(self, observation_space: gym.Space) -> None:
+        super().__init__()
+        self.obs_norm = RunningNorm(observation_space.shape)
+        self.return_norm = RunningNorm((), min_std=1e-8)  # smaller, because rewards may be small
+        # [impl 2] V_w = 0 at first, so that the first value targets come from the rewards alone.
+        self.net = mlp(observation_space.shape[0], 1, output_gain=0.0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """obs (..., O) → values (...,)."""
+        output = self.net(self.obs_norm(obs)).squeeze(-1)
+        return self.return_norm.mean + self.return_norm.std * output
+
+    @torch.no_grad()
+    def update_return_norm(self, targets: Tensor) -> None:
+        """PopArt: updates the statistics; rescales the last layer so that V_w does not change."""
+        norm, last = self.return_norm, self.net[-1]
+        mean, std = norm.mean.clone(), norm.std.clone()
+        is_first = norm.count == 0
+        norm.update(targets)
+        if not is_first:  # at first there is no V_w worth keeping
+            last.weight.mul_(std / norm.std)
+            last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
+
+
+def choices_of(space: gym.Space) -> np.ndarray:
+    """The number of values of each entry of a discrete action, in the shape of the action."""
+    if isinstance(space, gym.spaces.Discrete):
+        return np.array(space.n)
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return space.nvec
+    if isinstance(space, gym.spaces.MultiBinary):
+        return np.full(space.shape, 2)
+    raise gym.error.Error(f"cannot choose actions from {space}")
+
+
+def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
+    """Two hidden layers of 64 tanh units; orthogonal weights, zero biases [impl 2]."""
+    layers = [nn.Linear(inputs, 64), nn.Linear(64, 64), nn.Linear(64, outputs)]
+    for layer, gain in zip(layers, (math.sqrt(2), math.sqrt(2), output_gain)):
+        nn.init.orthogonal_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
+    return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
+
+
+class RunningNorm(nn.Module):
+    """Standardises by the mean and std of all samples that `update` has seen [impl 1]."""
+
+    def __init__(self, shape: tuple, min_std: float = 1e-4) -> None:
+        super().__init__()
+        self.min_std = min_std
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.ones(shape))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -108,117 +217,25 @@ class RunningNorm(nn.Module):
         self.count += len(batch)
         share = (len(batch) / self.count).float()  # the batch's share of all samples
         mean = batch.mean(0)
-        variance = ((batch - mean) ** 2).mean(0)
-        variance = share * variance + (1 - share) * (self.std**2 + share * (mean - self.mean) ** 2)
+        within = share * batch.var(0, correction=0) + (1 - share) * self.std**2
+        between = share * (1 - share) * (mean - self.mean) ** 2  # the two means differ
         self.mean.lerp_(mean, share)
-        self.std.copy_(variance.clamp(min=1e-8).sqrt())
-
-
-def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
-    """Two hidden layers of 64 tanh units; orthogonal weights, zero biases [impl]."""
-    layers = [nn.Linear(inputs, 64), nn.Linear(64, 64), nn.Linear(64, outputs)]
-    for layer, gain in zip(layers, (math.sqrt(2), math.sqrt(2), output_gain)):
-        nn.init.orthogonal_(layer.weight, gain)
-        nn.init.zeros_(layer.bias)
-    return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
-
-
-class Actor(nn.Module):
-    """π_θ(a|s): a softmax for each entry of a discrete action, a diagonal Gaussian for a Box.
-
-    [impl] The Gaussian is in units of half the action range, or of 1 where a bound is infinite.
-    log_prob is that of the unclipped sample; only `to_env` clips.
-    """
-
-    def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        super().__init__()
-        self.space, self.discrete = action_space, not isinstance(action_space, gym.spaces.Box)
-        if isinstance(action_space, gym.spaces.Discrete):
-            n = action_space.n
-        elif isinstance(action_space, gym.spaces.MultiDiscrete):
-            n = action_space.nvec
-        elif isinstance(action_space, gym.spaces.MultiBinary):
-            n = np.full(action_space.shape, 2)
-        elif self.discrete or action_space.dtype.kind != "f":
-            raise gym.error.Error(f"cannot choose actions from {action_space}")
-        if self.discrete:  # one row of logits per entry, padded to the longest; -1e9 masks padding
-            padding = torch.arange(np.max(n)) >= torch.as_tensor(n).unsqueeze(-1)
-            self.register_buffer("mask", torch.where(padding, -1e9, 0.0))  # (*shape, max(n))
-            outputs = self.mask.numel()
-        else:
-            low, high = action_space.low, action_space.high
-            bounded = np.isfinite(high - low)
-            self.unit = np.where(bounded, (high - low) / 2, 1)
-            self.middle = np.where(bounded, low + self.unit, np.clip(0, low, high))
-            self.log_std = nn.Parameter(torch.full(low.shape, -0.5))  # log σ, the same for all s
-            outputs = low.size
-        self.obs_norm = RunningNorm(*observation_space.shape)
-        self.net = mlp(*observation_space.shape, outputs, output_gain=0.01)
-
-    def forward(self, obs: Tensor) -> Distribution:
-        """obs (..., O) → the distribution of actions; its log_prob and entropy are (...,)."""
-        output = self.net(self.obs_norm(obs))  # (..., outputs)
-        if self.discrete:
-            logits = output.reshape(output.shape[:-1] + self.mask.shape) + self.mask
-            dist = Categorical(logits=logits, validate_args=False)  # [AC-02a]
-        else:
-            mean = output.reshape(output.shape[:-1] + self.log_std.shape)
-            dist = Normal(mean, self.log_std.exp(), validate_args=False)  # [AC-02b]
-        # Sum log-probabilities over action dimensions: (B, A) → (B,).
-        return Independent(dist, len(self.space.shape), validate_args=False)
-
-    def to_env(self, action: Tensor) -> np.ndarray:
-        """A sample of the distribution → the action that env.step expects."""
-        action = action.numpy(force=True)
-        if self.discrete:
-            action = action + getattr(self.space, "start", 0)
-        else:
-            action = (self.middle + self.unit * action).clip(self.space.low, self.space.high)
-        return action.astype(self.space.dtype)
-
-    @torch.no_grad()
-    def mode(self, obs: Tensor) -> Tensor:
-        """obs (..., O) → the most probable action, as env.step expects it."""
-        return torch.as_tensor(self.to_env(self(obs).mode))
-
-
-class Critic(nn.Module):
-    """V_w(s), in units of the rewards; the network predicts standardised values [impl]."""
-
-    def __init__(self, observation_space: gym.Space) -> None:
-        super().__init__()
-        self.obs_norm, self.return_norm = RunningNorm(*observation_space.shape), RunningNorm()
-        self.net = mlp(*observation_space.shape, 1, output_gain=1.0)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """obs (..., O) → values (...,)."""
-        output = self.net(self.obs_norm(obs)).squeeze(-1)
-        return self.return_norm.mean + self.return_norm.std * output
-
-    @torch.no_grad()
-    def update_return_norm(self, targets: Tensor) -> None:
-        """PopArt [impl]: updates the statistics, and rescales the last layer to keep V_w."""
-        norm, last = self.return_norm, self.net[-1]
-        mean, std, first = norm.mean.clone(), norm.std.clone(), norm.count == 0
-        norm.update(targets)
-        if not first:  # the first time, there is no V_w worth keeping
-            last.weight.mul_(std / norm.std)
-            last.bias.copy_((mean + std * last.bias - norm.mean) / norm.std)
+        self.std.copy_((within + between).sqrt().clamp(min=self.min_std))
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
 def discounted_returns(rewards, gamma) -> Tensor:
     """G_t = Σ_{k=t..T} γ^{k−t} r_k  [CS-6a], by G_t = r_t + γ G_{t+1}; one episode, (T,) → (T,)."""
-    returns = rewards * 1.0  # a copy, of floats
-    for t in reversed(range(len(rewards) - 1)):
+    returns = rewards.numpy(force=True).astype(np.float32)  # a copy; NumPy is faster in this loop
+    for t in reversed(range(len(returns) - 1)):
         returns[t] += gamma * returns[t + 1]  # [CS-6a]
-    return returns
+    return torch.as_tensor(returns, device=rewards.device)
 
 
 def policy_gradient_loss(log_probs, weights) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
-    Both (B,) → scalar. Its gradient estimates −∇J up to a factor; the weights estimate Q or A.
+    Both (B,) → scalar. Without γ^t, its gradient is −∇J up to a factor; weights estimate Q or A.
     """
     assert log_probs.shape == weights.shape
     # Ascent on the objective = descent on its negative.
@@ -236,32 +253,37 @@ def play_episode(env: gym.Env, actor: Actor) -> tuple:
             action = actor(torch.as_tensor(obs, device=device)).sample()
         next_obs, reward, terminated, truncated, info = env.step(actor.to_env(action))
         steps.append((obs, action.numpy(force=True), np.float32(reward)))
-        obs, done = next_obs, terminated or truncated
+        obs = next_obs
+        done = terminated or truncated
     arrays = (torch.as_tensor(np.stack(x), device=device) for x in zip(*steps))
-    return *arrays, info["statistics"]
+    return *arrays, info.pop("_episode")
 
 
 def train(args: Args) -> Path:
     """Trains, saves and evaluates; returns the run's folder."""
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.num_threads)
-    device = torch.device("cuda" if args.cuda else "cpu")
+    device = set_up(args, args.cuda)
     env = make_env(args.env_id)
     env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
 
     # 1. Initialise the policy θ and the critic w.
     actor = Actor(env.observation_space, env.action_space).to(device)
     critic = Critic(env.observation_space).to(device)
-    optimizer = torch.optim.Adam(actor.parameters(), args.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(actor.parameters(), args.learning_rate)
     critic_optimizer = torch.optim.Adam(critic.parameters(), args.critic_learning_rate, fused=True)
 
-    networks = dict(actor=actor, critic=critic)
-    run = Run(args, env, **networks, optimizer=optimizer, critic_optimizer=critic_optimizer)
-    optimizer.param_groups[0]["lr"] = args.learning_rate  # not the one in the checkpoint
+    run = Run(
+        args,
+        [env],
+        actor=actor,
+        critic=critic,
+        optimizer=optimizer,
+        critic_optimizer=critic_optimizer,
+    )
+    optimizer.param_groups[0]["lr"] = args.learning_rate  # not the checkpoint's
     critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
     step = run.step
     while step < args.total_timesteps:
-        # 2. For each episode; [impl] several of them before line 7.
+        # 2. For each episode; [impl 5] several of them before line 7.
         episodes, first_step = [], step
         while step - first_step < args.batch_size:
             # 3. Sample a trajectory τ by following π_θ.
@@ -270,7 +292,7 @@ def train(args: Args) -> Path:
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
 
             # 4. For each of its steps t:
-            # 5. the return G_t.
+            # 5. the return G_t. [impl 7] Of an episode that a time limit cuts, only what it got.
             returns = discounted_returns(rewards, args.gamma)  # (T,)
             episodes.append((observations, actions, returns))
 
@@ -279,20 +301,21 @@ def train(args: Args) -> Path:
         with torch.no_grad():  # the baseline is a constant: no gradient flows through it
             baseline = critic(observations)  # (B,) [CS-9e]
         weights = returns - baseline  # [CS-9a] [CS-9f]
-        explained_variance = 1 - weights.var(correction=0) / returns.var(correction=0).clamp(1e-8)
+        variance = returns.var(correction=0)
+        explained_variance = 1 - weights.var(correction=0) / variance.clamp(min=1e-20)
         if args.norm_adv and len(weights) > 1:  # the std of a single number is NaN
-            weights = (weights - weights.mean()) / (weights.std() + 1e-8)
+            weights = (weights - weights.mean()) / (weights.std() + 1e-8)  # [impl 6]
         dist = actor(observations)
         loss = policy_gradient_loss(dist.log_prob(actions), weights)  # [CS-9g]
-        loss = loss * len(weights) / args.batch_size  # the sum over batch_size, see the header
+        loss = loss * len(weights) / args.batch_size  # the sum over the steps / batch_size
 
         # 7. θ ← θ + α Σ_t ĝ_t.
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()  # [CS-4a]
 
-        # 8. Fit V_w to the returns, by steps of Adam down L_VF. [impl] Update the statistics now:
-        # the actor has taken its step, and the critic's fit adapts to them.
+        # 8. Fit V_w to the returns, by steps of Adam down L_VF. [impl 1] [impl 4] First update all
+        # running statistics: the actor has taken its step, and the fit adapts to the new scale.
         actor.obs_norm.update(observations)
         critic.obs_norm.update(observations)
         critic.update_return_norm(returns)
@@ -306,88 +329,129 @@ def train(args: Args) -> Path:
                 critic_loss.backward()
                 critic_optimizer.step()
                 critic_losses.append(critic_loss.detach())
-        metrics = dict(policy_loss=loss.detach(), value_loss=torch.stack(critic_losses).mean())
-        metrics |= dict(entropy=dist.entropy().mean().detach())
-        run.log("updates", step, **metrics, explained_variance=explained_variance)
+        metrics = {"policy_loss": loss, "entropy": dist.entropy().mean()}
+        metrics["value_loss"] = torch.stack(critic_losses).mean()
+        metrics["explained_variance"] = explained_variance
+        run.log("updates", step, **{name: x.detach() for name, x in metrics.items()})
         run.save(step)
     return run.finish(step, actor)
 
 
 # ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+def set_up(args: Args, cuda: bool = False) -> torch.device:
+    """Checks the sizes, seeds the global generators, sets the threads; returns the device."""
+    for name, value in asdict(args).items():
+        may_be_0 = name in ("total_timesteps", "seed", "learning_starts", "eval_episodes")
+        least = 1 if type(value) is int and not may_be_0 else 0
+        if type(value) in (int, float) and not value >= least:
+            raise gym.error.Error(f"--{name.replace('_', '-')} has to be at least {least}")
+    if cuda and not torch.cuda.is_available():
+        raise gym.error.Error("--cuda: PyTorch finds no GPU")
+    random.seed(args.seed)  # for environments that draw from these two
+    np.random.seed(args.seed % 2**32)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    return torch.device("cuda" if cuda else "cpu")
+
+
+@contextlib.contextmanager
+def explained(what: str | Path):
+    """Makes any error inside one line that says what could not be done."""
+    try:
+        yield
+    except Exception as error:
+        raise gym.error.Error(f"{what}: {' '.join(str(error).split())}") from error
+
+
+class Boundary(gym.ObservationWrapper):
+    """Observations as float32, rewards as float, ends as bool; raises on a NaN or an infinity."""
+
+    def step(self, action: np.ndarray) -> tuple:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        reward = self.finite("reward", np.asarray(reward, float)).item()
+        return self.observation(obs), reward, bool(terminated), bool(truncated), info
+
+    def observation(self, obs: np.ndarray) -> np.ndarray:
+        return self.finite("observation", np.asarray(obs, np.float32))
+
+    def finite(self, name: str, x: np.ndarray) -> np.ndarray:
+        if not np.isfinite(x).all() or (name == "reward" and x.size > 1):
+            step = self.get_wrapper_attr("_elapsed_steps")
+            raise FloatingPointError(f"no finite {name} in step {step} of an episode: {x.tolist()}")
+        return x
+
+
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat float32 observations; it records its episodes in video_folder."""
-    env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
-    if not env.observation_space.is_np_flattenable:
-        raise gym.error.Error(f"cannot flatten the observations: {env.observation_space}")
+    options = {"render_mode": "rgb_array"} if video_folder else {}
+    env = gym.make(env_id, **options)
+    with explained(f"cannot flatten the observations {env.observation_space}"):
+        size = gym.spaces.flatdim(env.observation_space)
     if video_folder:
-        env.reset(), env.render()  # fail now, not after training, where this is impossible
+        env.reset()
+        env.render()  # fails here, before training, if the environment cannot render
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
-    env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")
-    return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
+    env = Boundary(gym.wrappers.FlattenObservation(env))
+    env.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    env.action_space.seed(random.getrandbits(32))  # for an environment that samples actions
+    return gym.wrappers.RecordEpisodeStatistics(env, stats_key="_episode")
 
 
 def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[float]:
     """The returns of some episodes with the actor's deterministic actions."""
-    returns, device = [], next(actor.parameters()).device
-    for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
-        (obs, _), done = env.reset(seed=None if episode else seed), False
-        while not done:
-            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()[()]  # 0-d → number
-            obs, _, terminated, truncated, info = env.step(action)
-            done = terminated or truncated
-        returns.append(float(info["statistics"]["r"]))
-    env.close()  # completes the last video
+    returns = []
+    for _ in tqdm(range(episodes), "evaluation", leave=False, disable=None):
+        obs, info = env.reset(seed=None if returns else seed)
+        while "_episode" not in info:  # it comes with the last step of an episode
+            obs, *_, info = env.step(actor.mode(obs))
+        returns.append(float(info.pop("_episode")["r"]))  # pop: the next info may be this dict
     return returns
 
 
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs `save_every` seconds and the present episode or rollout: checkpoint.pt is replaced
-    as a whole, and --resume cuts the CSV files back to their sizes then. It holds `state` and the
-    random generators of PyTorch and, if given, of `env`: then, on the CPU, a run that is resumed at
-    the end of an episode is the same run.
+    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. --resume
+    goes back to checkpoint.pt, which is replaced atomically and contains `state`, the sizes of the
+    CSV files and the random generators of PyTorch and the environments. With one environment, a run
+    resumed at the end of an episode gives the numbers of an uninterrupted one, on the CPU.
     """
 
-    def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
-        self.args, self.env, self.state, self.wandb = args, env, state, None
+    def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
+        self.args, self.envs, self.state = args, envs, state
         self.step, self.returns = 0, deque(maxlen=100)
         self.start = self.saved_at = time.time()
-        script = Path(__file__).stem
+        self.only_evaluates = args.resume is not None and args.total_timesteps == 0
+        script = Path(globals().get("__file__", "notebook.py")).stem
         name = f"{args.env_id}__{script}__{args.seed}__{time.time_ns()}"
-        self.folder = args.resume or Path("runs", name.replace("/", "-").replace(":", "-"))
-        self.eval_env = make_env(args.env_id, args.capture_video and self.folder / "videos")
+        self.folder = Path(args.resume or Path("runs", name.replace("/", "-").replace(":", "-")))
+        self.eval_env = args.capture_video and make_env(args.env_id, self.folder / "videos")
         if args.resume:
-            checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
-            for part, saved in checkpoint["state"].items():
-                state[part].load_state_dict(saved)
-            torch.set_rng_state(checkpoint["random"])
-            if env:
-                env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
-            self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
-            self.returns.extend(checkpoint["returns"])
-            if self.step < args.total_timesteps:  # else: evaluation only
-                for name in ("episodes.csv", "updates.csv"):
-                    open(self.folder / name, "a").truncate(checkpoint["csv_sizes"].get(name, 0))
+            with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
+                self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True)
             self.save(0, now=True)
-        if self.step < args.total_timesteps:  # else: evaluation only
+        if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        if args.track and self.step < args.total_timesteps:
+        self.wandb = None
+        if args.track and not self.only_evaluates:
             import wandb
 
-            names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
-            self.wandb = wandb.init(config=asdict(args), **names)
+            name, config = self.folder.resolve().name, asdict(args)
+            with explained("Weights & Biases"):
+                self.wandb = wandb.init(
+                    id=name, name=name, dir=self.folder, config=config, resume="allow"
+                )
             self.wandb.define_metric("*", step_metric="step")
-        print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
+        print(
+            f"{script}.py on {args.env_id}, seed {args.seed}. To continue: --resume {self.folder}"
+        )
         total = max(args.total_timesteps, self.step)
-        self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
-        Run.current = self  # for the error message at the end of this file
+        self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1, leave=False)
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
         """Adds a row to episodes.csv or updates.csv, and to W&B; raises on a NaN or an infinity."""
@@ -414,13 +478,28 @@ class Run:
         checkpoint["state"] = {name: part.state_dict() for name, part in self.state.items()}
         checkpoint["csv_sizes"] = {x.name: x.stat().st_size for x in self.folder.glob("*.csv")}
         checkpoint["random"] = torch.get_rng_state()
-        checkpoint["env_random"] = self.env and self.env.unwrapped.np_random.bit_generator.state
-        try:
+        generators = [getattr(x.unwrapped.np_random, "bit_generator", None) for x in self.envs]
+        states = [generator and generator.state for generator in generators]
+        checkpoint["env_random"] = json.dumps(states, default=np.ndarray.tolist)
+        with explained(f"cannot write a checkpoint to {self.folder}; disk full?"):
             torch.save(checkpoint, self.folder / "checkpoint.tmp")
-        except RuntimeError as error:  # what torch.save raises where the disk is full
-            raise OSError(f"cannot write a checkpoint to {self.folder}; disk full?") from error
-        os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
+            os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
         self.saved_at = time.time()
+
+    def load(self, checkpoint: dict) -> None:
+        """Goes back to a checkpoint, and cuts the CSV files to the sizes they had then."""
+        for name, part in self.state.items():
+            part.load_state_dict(checkpoint["state"][name])
+        torch.set_rng_state(checkpoint["random"])
+        self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
+        self.returns.extend(checkpoint["returns"])
+        for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
+            env.reset(seed=10**6 * self.args.seed + self.step)  # if it has a generator of its own
+            if state:
+                env.unwrapped.np_random.bit_generator.state = state
+        for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
+            with open(self.folder / table, "a") as file:
+                file.truncate(min(file.tell(), checkpoint["csv_sizes"].get(table, 0)))
 
     def finish(self, step: int, actor: nn.Module) -> Path:
         """Saves and evaluates; writes and prints the summary; returns the run's folder."""
@@ -428,35 +507,35 @@ class Run:
         if step > self.step:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
-        seed = 10**6 * self.args.seed + 999_999  # a seed that training does not use
-        returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
+        for env in self.envs:
+            with contextlib.suppress(Exception):  # a simulator that is gone loses no evaluation
+                env.close()
+        env = self.eval_env or make_env(self.args.env_id)
+        seed = 10**6 * self.args.seed + 999_999  # one that a fresh run does not use in training
+        returns = evaluate(actor, env, self.args.eval_episodes, seed)
         means = dict(training_return=self.returns, evaluation_return=returns)
         summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
         print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
-        if self.args.total_timesteps > 0:  # else: evaluation only, which keeps training's summary
+        if not self.only_evaluates:
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
+        env.close()  # completes the last video
         return self.folder
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # and not in a cell of a notebook
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     try:
         if args.resume:  # the run's own arguments become the defaults
-            stored = json.loads((args.resume / "args.json").read_text())
-            if stored["script"] != Path(__file__).stem:
-                raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
-            args = tyro.cli(Args, default=Args(**stored["args"]))
+            with explained(f"cannot continue from {args.resume / 'args.json'}"):
+                stored = json.loads((args.resume / "args.json").read_text())
+                assert stored["script"] == Path(__file__).stem, f"a run of {stored['script']}.py"
+                default = Args(**stored["args"])
+            args = tyro.cli(Args, default=default)
         train(args)
-    except BaseException as error:  # its message is to be the last line on the screen
-        if run := getattr(Run, "current", None):
-            run.bar.close()
-            print(f"To continue from the last checkpoint: --resume {run.folder}")
-        users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
-        if isinstance(error, users):
-            sys.exit(f"{type(error).__name__}: {error}".rstrip(": "))
-        raise  # with a traceback, because it may be a bug
+    except (KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError) as error:
+        sys.exit(f"\n{type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
 """Soft Actor-Critic (SAC); Haarnoja et al. 2018, with the temperature of Haarnoja et al. 2018b.
 
-Changed from td3.py: a squashed Gaussian replaces μ, its noises and μ'; −α log π in the target; the
-policy minimises α log π − min Q_i instead of −Q_1; the temperature α; no delay.
+Changed from td3.py: a squashed Gaussian replaces μ, μ' and both noises. The target has −α log π. The
+policy minimises α log π − min Q_i. α is learned. No delayed updates.
 
 Idea
     Maximise the return plus α times the policy's entropy, so that of two equally good actions the
@@ -14,7 +14,7 @@ Equations, in the order of the code
     [CS-2.1a]  z = μ + σ⊙ε, ε∼N(0,I)   z is called u from here on
     [AC-12c]   a = tanh(μ + σ⊙ε), ε∼N(0,I)   μ and σ are both functions of s here
     [X-LOGP]   log π(a|s) = log N(u;μ,σ²) − Σ log(1−tanh²u)   with a = tanh u
-    [AC-11a]   min(Q_w1', Q_w2')
+    [AC-11a]   min(Q_{w1'}, Q_{w2'})
     [X-SOFTQ]  y = r + γ (1 − terminated)(min_i Q_i'(s',a') − α log π(a'|s')), a'∼π_θ
     [X-JPI]    min_θ E[α log π(a|s) − min_i Q_i(s,a)]
     [X-ALPHA]  J(α) = E[−α(log π + H̄)], H̄ = −dim(A)
@@ -32,27 +32,29 @@ Algorithm
     6. policy: one step down α log π_θ(a|s) − min_i Q_wi(s, a), with a new a ∼ π_θ(·|s)
     7. temperature: one step of α down J(α)
     8. targets: w1', w2' move towards w1, w2 at the rate τ; go to 2
-X-LOGP divides the Gaussian's density by da/du = 1 − tanh²u: the change of variables from u to a.
-[AC-12a] in the text has neither the γ^t of [CS-3a] nor parentheses around r + αH.
+[X-LOGP] divides the Gaussian's density by da/du = 1 − tanh²u, the change of variables from u to a.
+The text's [AC-12a] has neither the γ^t of [CS-3a] nor parentheses around r + αH.
 The entropy of a density can be negative, and so is its target H̄.
 
 Not in the text [impl]
-    uniformly random actions before learning_starts                     Haarnoja 2018, code
-    256-256 ReLU units                                                  Haarnoja 2018, appendix D
-    Adam: policy 3e-4, critics and temperature 1e-3 (the papers: 3e-4)  CleanRL
-    log σ clamped to [−5, 2]                                            CleanRL, there by a tanh
-    step 7 moves log α, so that α stays positive                        Haarnoja 2018b, code
-    actions and H̄ in units of half the action range                     Haarnoja 2018b
-    bootstrap from V(s') at time limits                                 Pardo 2018
+    [impl 1] the first 10,000 actions are uniformly random                 Haarnoja 2018, code
+    [impl 2] 256-256 ReLU units                                            Haarnoja 2018, app. D
+    [impl 3] actions and H̄ in units of half the action range              Haarnoja 2018b
+    [impl 4] bootstrap from V(s') at time limits                           Pardo 2018
+    [impl 5] Adam: policy 3e-4, critics and temperature 1e-3 (papers: 3e-4) CleanRL
+    [impl 6] log σ clamped to [−5, 2] (no gradient beyond)                 CleanRL, by a tanh
+    [impl 7] step 7 moves log α, so that α stays positive                  Haarnoja 2018b, code
 
 Run: python sac.py --env-id HalfCheetah-v4 --total-timesteps 200000
-    24 to 69 minutes with --compile; return 6,581 ± 1,239 (3 seeds)
+    evaluated 7,988 ± 1,826 after 200,000 steps (3 seeds, see benchmarks.md)
 """
 
+import contextlib
 import copy
 import json
 import math
 import os
+import random
 import sys
 import time
 from collections import deque
@@ -73,11 +75,11 @@ from tqdm import tqdm
 @dataclass
 class Args:
     env_id: str = "HalfCheetah-v4"  # Gymnasium id, or module:id
-    total_timesteps: int = 1_000_000  # environment steps; 0 with --resume only evaluates
-    seed: int = 1  # seed of the weights, the actions and the environment
+    total_timesteps: int = 1_000_000  # environment steps in total; with --resume, 0 only evaluates
+    seed: int = 1  # seed of the weights, the actions and the environments
     # Algorithm
     q_lr: float = 1e-3  # learning rate of the critics' and the temperature's Adam
-    policy_lr: float = 3e-4  # learning rate of the policy's Adam
+    policy_lr: float = 3e-4  # learning rate of the policy's Adam [impl 5]
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
     gamma: float = 0.99  # γ, discount factor [AC-12a]
     tau: float = 0.005  # τ, averaging rate of the target networks [X-POLYAK]
@@ -93,32 +95,26 @@ class Args:
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between checkpoints, saved at ends of episodes or rollouts
-    resume: Path | None = None  # continue the run in this folder; flags given override its own
+    save_every: float = 60.0  # seconds between checkpoints, written at ends of episodes or rollouts
+    resume: Path | None = None  # continue the run in this folder; flags given here override its own
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────
-def mlp(inputs: int, outputs: int) -> nn.Sequential:
-    """Two hidden layers of 256 ReLU units, PyTorch's default initialisation [impl]."""
-    layers = [nn.Linear(inputs, 256), nn.Linear(256, 256), nn.Linear(256, outputs)]
-    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
-
-
 class Actor(nn.Module):
-    """π_θ(a|s), a squashed Gaussian, in units of half the action range: a in [−1, 1] [impl]."""
+    """π_θ(a|s), a squashed Gaussian, in units of half the action range: a in [−1, 1] [impl 3]."""
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         super().__init__()
-        bounded = isinstance(action_space, gym.spaces.Box) and action_space.is_bounded()
-        if not bounded or action_space.dtype.kind != "f":
+        is_box = isinstance(action_space, gym.spaces.Box) and action_space.dtype.kind == "f"
+        if not is_box or not np.isfinite(action_space.high - action_space.low).all():
             raise gym.error.Error(f"tanh needs a float Box with finite bounds, not {action_space}")
         self.space = action_space
-        self.net = mlp(*observation_space.shape, 2 * action_space.low.size)
+        self.net = mlp(observation_space.shape[0], 2 * action_space.low.size)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """obs (..., O) → μ and log σ, both (..., A), of the Gaussian before squashing."""
         mean, log_std = self.net(obs).chunk(2, -1)
-        return mean, log_std.clamp(-5, 2)
+        return mean, log_std.clamp(-5, 2)  # [impl 6]
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """obs (..., O) → actions (..., A) and log π (...,); gradients flow through both."""
@@ -130,12 +126,15 @@ class Actor(nn.Module):
         """Actions (..., A) in [−1, 1] → the action that env.step expects."""
         action = action.numpy(force=True).reshape(action.shape[:-1] + self.space.shape)
         low, high = self.space.low, self.space.high
-        return ((low + high) / 2 + (high - low) / 2 * action).clip(low, high)
+        unit = (high - low) / 2
+        return (low + unit + unit * action).clip(low, high).astype(self.space.dtype)
 
     @torch.no_grad()
-    def mode(self, obs: Tensor) -> Tensor:
+    def mode(self, obs: np.ndarray) -> np.ndarray:
         """obs (..., O) → the action without noise, as env.step expects it."""
-        return torch.as_tensor(self.to_env(torch.tanh(self(obs)[0])))
+        obs = torch.as_tensor(obs, device=next(self.parameters()).device)
+        mean, _ = self(obs)
+        return self.to_env(torch.tanh(mean))
 
 
 class Critic(nn.Module):
@@ -148,6 +147,12 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """obs (..., O) and actions (..., A) in [−1, 1] → values (...,)."""
         return self.net(torch.cat((obs, action), -1)).squeeze(-1)
+
+
+def mlp(inputs: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers of 256 ReLU units, PyTorch's default initialisation [impl 2]."""
+    layers = [nn.Linear(inputs, 256), nn.Linear(256, 256), nn.Linear(256, outputs)]
+    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
 
 # ── Equations ─────────────────────────────────────────────────────────────────────────────────────
@@ -167,6 +172,7 @@ def td_target(rewards, next_q1, next_q2, next_log_probs, terminations, gamma, al
     All (B,) → (B,).
     """
     assert rewards.shape == next_q1.shape == next_q2.shape == next_log_probs.shape
+    assert terminations.shape == rewards.shape
     next_values = torch.min(next_q1, next_q2) - alpha * next_log_probs  # [AC-11a]
     # V(s') = 0 only if terminated; a time limit still bootstraps.
     return rewards + gamma * ~terminations * next_values  # [X-SOFTQ]
@@ -189,46 +195,16 @@ def polyak_update(source: nn.Module, target: nn.Module, tau: float) -> None:
     torch._foreach_lerp_([*target.parameters()], [*source.parameters()], tau)  # [X-POLYAK]
 
 
-class Adam(nn.Module):
-    """Adam (Kingma 2015) on a flat vector (d,); torch.optim's would split the compiled graph."""
-
-    def __init__(self, parameters, learning_rate: float) -> None:
-        super().__init__()
-        self.theta = tuple(parameters)
-        self.sizes = [x.numel() for x in self.theta]
-        self.register_buffer("learning_rate", torch.tensor(learning_rate), persistent=False)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(sum(self.sizes)))
-        self.register_buffer("square", torch.zeros(sum(self.sizes)))
-
-    @torch.no_grad()
-    def step(self, loss: Tensor) -> None:
-        """Moves θ down the gradient of the loss."""
-        gradient = torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])  # (d,)
-        self.steps += 1
-        self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
-        self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂
-        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)  # ε
-        change *= self.learning_rate / (1 - 0.9**self.steps)
-        parts = zip(self.theta, change.split(self.sizes))
-        torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
-
-
-def compiled(update, cuda: bool):
-    """The function as one graph, which draws the same random numbers as the function itself."""
-    torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
-    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # less overhead a call
-    return torch.compile(update, options=options | {"fallback_random": True})
-
-
 # ── Replay buffer ─────────────────────────────────────────────────────────────────────────────────
 class ReplayBuffer:
     """FIFO store, uniform sample  [X-REPLAY]; one array per field, in main memory."""
 
     def __init__(self, size: int, obs_size: int, action_size: int, device: torch.device) -> None:
         shapes = (size, obs_size), (size, action_size), (size,), (size, obs_size)
-        self.arrays = [np.empty(shape, np.float32) for shape in shapes] + [np.empty(size, bool)]
-        self.size, self.device, self.filled, self.next = size, device, 0, 0
+        with explained(f"--buffer-size {size}"):  # for the error if memory is too small
+            self.arrays = [np.empty(shape, np.float32) for shape in shapes] + [np.empty(size, bool)]
+        self.size, self.device = size, device
+        self.filled, self.next = 0, 0
 
     def add(self, *transition) -> None:
         """Stores obs, action, reward, next_obs, terminated; if full, in place of the oldest."""
@@ -248,9 +224,15 @@ class ReplayBuffer:
         return {"next": self.next, "rows": rows}
 
     def load_state_dict(self, state: dict) -> None:
-        self.next, self.filled = state["next"], len(state["rows"][0])
+        """Restores the rows; in a buffer of another size, the newest that fit, the oldest first."""
+        self.next, saved = state["next"], len(state["rows"][0])
+        self.filled = min(saved, self.size)
         for array, rows in zip(self.arrays, state["rows"], strict=True):
+            if saved != self.size:
+                rows = rows.roll(-state["next"], 0)[-self.size :]
             array[: self.filled] = rows.numpy()
+        if saved != self.size:
+            self.next = self.filled % self.size
 
 
 # ── Algorithm ─────────────────────────────────────────────────────────────────────────────────────
@@ -258,34 +240,40 @@ def train(args: Args) -> Path:
     """Trains, saves and evaluates; returns the run's folder."""
     if args.learning_starts >= args.total_timesteps > 0:
         raise gym.error.Error("learning_starts must be less than total_timesteps")
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.num_threads)
+    device = set_up(args, args.cuda)
     torch.set_float32_matmul_precision(args.matmul_precision)
-    device = torch.device("cuda" if args.cuda else "cpu")
     env = make_env(args.env_id)
     env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     spaces = env.observation_space, env.action_space
+    action_size = env.action_space.low.size
 
     # 1. Initialise the policy θ, the critics w1, w2, their targets w1' = w1, w2' = w2, and α.
-    actor, critics = Actor(*spaces), nn.ModuleList([Critic(*spaces), Critic(*spaces)])
-    log_alpha = nn.ParameterList([torch.tensor(args.alpha).log()])
-    adam = nn.ModuleDict(dict(actor=Adam(actor.parameters(), args.policy_lr)))
-    adam["critics"] = Adam(critics.parameters(), args.q_lr)
-    adam["alpha"] = Adam(log_alpha, args.q_lr)
-    networks = dict(actor=actor, critics=critics, target_critics=copy.deepcopy(critics))
-    networks = nn.ModuleDict(networks | dict(log_alpha=log_alpha, adam=adam)).to(device)
-    action_size = env.action_space.low.size
-    buffer = ReplayBuffer(args.buffer_size, *spaces[0].shape, action_size, device)
+    actor = Actor(*spaces).to(device)
+    critics = nn.ModuleList([Critic(*spaces), Critic(*spaces)]).to(device)
+    # A list of one, because a module has what Run saves: state_dict and load_state_dict.
+    log_alpha = nn.ParameterList([torch.tensor(args.alpha).log()]).to(device)
+    networks = {
+        "actor": actor,
+        "critics": critics,
+        "log_alpha": log_alpha,
+        "target_critics": copy.deepcopy(critics),
+        "actor_adam": Adam(actor.parameters(), args.policy_lr).to(device),
+        "critic_adam": Adam(critics.parameters(), args.q_lr).to(device),
+        "alpha_adam": Adam(log_alpha.parameters(), args.q_lr).to(device),
+    }
+    buffer_size = min(args.buffer_size, max(args.total_timesteps, 1))
+    buffer = ReplayBuffer(buffer_size, env.observation_space.shape[0], action_size, device)
 
-    run = Run(args, env, **networks, buffer=buffer)
-    steps_5_to_8 = compiled(update, args.cuda) if args.compile else update
-    done, losses = True, []
-    for step in range(run.step + 1, args.total_timesteps + 1):
+    run = Run(args, [env], **networks, buffer=buffer)
+    step_networks = compiled(update, args.cuda) if args.compile else update
+    step, done = run.step, True
+    losses = []
+    for step in range(step + 1, args.total_timesteps + 1):
         if done:
             obs, _ = env.reset()  # (O,)
             first_step = step
 
-        # 2. Act with a ∼ π_θ(·|s); [impl] uniformly random actions at first.
+        # 2. Act with a ∼ π_θ(·|s); [impl 1] uniformly random actions at first.
         with torch.inference_mode():
             if step <= args.learning_starts:
                 action = 2 * torch.rand(action_size) - 1  # (A,)
@@ -294,137 +282,224 @@ def train(args: Args) -> Path:
         next_obs, reward, terminated, truncated, info = env.step(actor.to_env(action))
 
         # 3. Store s, a, r, s', and whether s' is terminal, in the replay buffer.
-        # next_obs is the true successor, even when the env has just been reset.
+        # next_obs is the true successor, even when the env has just been reset. [impl 4]
         buffer.add(obs, action.numpy(force=True), reward, next_obs, terminated)
-        obs, done = next_obs, terminated or truncated
+        obs = next_obs
+        done = terminated or truncated
 
-        # 4. Sample a batch of transitions from the buffer, for steps 5 to 8.
+        # 4. Sample a batch of transitions from the buffer, and update the networks with it.
         if step > args.learning_starts:
             batch = buffer.sample(args.batch_size)
-            losses.append(steps_5_to_8(args, batch, **networks).clone())
+            metrics = step_networks(args, batch, **networks)
+            losses.append(torch.stack([*metrics.values()]))
 
         run.bar.update()
         if done:
-            episode = info["statistics"]
+            episode = info.pop("_episode")
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
-        # A run resumed at the end of an episode is the same run; inside one, a new one starts.
+        # Log and save when an episode ends, where a resumed run continues exactly, and every 10,000
+        # steps inside a long one, where it starts a new episode.
         if done or step == args.total_timesteps or (step - first_step) % 10_000 == 9_999:
             if losses:
-                names = "q_loss", "q_value", "policy_loss", "entropy", "alpha"
-                run.log("updates", step, **dict(zip(names, torch.stack(losses).mean(0))))
+                run.log("updates", step, **dict(zip(metrics, torch.stack(losses).mean(0))))
                 losses = []
             run.save(step)
-    return run.finish(max(run.step, args.total_timesteps), actor)  # run.step if only evaluated
+    return run.finish(step, actor)
 
 
-def update(args, batch, actor, critics, target_critics, log_alpha, adam) -> Tensor:
-    """Steps 5 to 8 with a batch (B, ...); returns what is logged."""
+def update(
+    args, batch, actor, critics, log_alpha, target_critics, actor_adam, critic_adam, alpha_adam
+) -> dict[str, Tensor]:
+    """Steps 5 to 8 with a batch (B, ...); returns the metrics."""
     observations, actions, rewards, next_observations, terminations = batch
 
     # 5. Critics: one step down (Q_w1(s, a) − y)² + (Q_w2(s, a) − y)².
     # The target is a constant: no gradient flows through it.
     with torch.no_grad():
+        # A tensor in both cases.
         alpha = log_alpha[0].exp() if args.autotune else rewards.new_tensor(args.alpha)
         next_actions, next_log_probs = actor.sample(next_observations)  # (B, A), (B,)
-        next_q = [q(next_observations, next_actions) for q in target_critics]  # (B,) each
-        target_q = td_target(rewards, *next_q, next_log_probs, terminations, args.gamma, alpha)
+        next_q1, next_q2 = (q(next_observations, next_actions) for q in target_critics)  # (B,)
+        target_q = td_target(
+            rewards, next_q1, next_q2, next_log_probs, terminations, args.gamma, alpha
+        )  # (B,)
     q1, q2 = (q(observations, actions) for q in critics)  # (B,)
     critic_loss = ((q1 - target_q) ** 2 + (q2 - target_q) ** 2).mean()  # [CS-10d]
-    adam["critics"].step(critic_loss)
+    critic_adam.step(critic_loss)
 
     # 6. Policy: one step down α log π_θ(a|s) − min_i Q_wi(s, a), with a new a ∼ π_θ(·|s).
     new_actions, log_probs = actor.sample(observations)  # (B, A), (B,)
     new_q1, new_q2 = (q(observations, new_actions) for q in critics)  # (B,)
     policy_loss = soft_policy_loss(log_probs, new_q1, new_q2, alpha)
-    adam["actor"].step(policy_loss)
+    actor_adam.step(policy_loss)
 
-    # 7. Temperature: one step of α down J(α), with the same log π.
+    # 7. Temperature: one step of α down J(α), with the same log π. [impl 7] It moves log α.
     if args.autotune:
         target_entropy = -actions.shape[-1]  # H̄
         alpha_loss = temperature_loss(log_alpha[0].exp(), log_probs.detach(), target_entropy)
-        adam["alpha"].step(alpha_loss)
+        alpha_adam.step(alpha_loss)
 
     # 8. Targets: w1', w2' move towards w1, w2 at the rate τ.
     polyak_update(critics, target_critics, args.tau)
-    entropy = -log_probs.mean()  # [AC-12b]
-    return torch.stack((critic_loss, q1.mean(), policy_loss, entropy, alpha)).detach()
+    metrics = {"q_loss": critic_loss, "q_value": q1.mean(), "policy_loss": policy_loss}
+    metrics["entropy"] = -log_probs.mean()  # [AC-12b]
+    metrics["alpha"] = alpha
+    return {name: x.detach() for name, x in metrics.items()}
+
+
+# ── One compiled graph ────────────────────────────────────────────────────────────────────────────
+class Adam(nn.Module):
+    """Adam (Kingma 2015) on a flat vector (d,); torch.optim.Adam would split the compiled graph."""
+
+    def __init__(self, parameters, learning_rate: float) -> None:
+        super().__init__()
+        self.theta = tuple(parameters)  # a tuple, so that these are not registered here as well
+        self.sizes = [x.numel() for x in self.theta]
+        # Not persistent: a resumed run takes the learning rate of its arguments.
+        self.register_buffer("learning_rate", torch.tensor(learning_rate), persistent=False)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(sum(self.sizes)))
+        self.register_buffer("square", torch.zeros(sum(self.sizes)))
+
+    @torch.no_grad()
+    def step(self, loss: Tensor) -> None:
+        """Moves θ down the gradient of the loss."""
+        gradient = torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])  # (d,)
+        self.steps += 1
+        self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
+        self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂ = 0.999
+        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)  # ε
+        change *= self.learning_rate / (1 - 0.9**self.steps)
+        parts = zip(self.theta, change.split(self.sizes))
+        torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
+
+
+def compiled(update, cuda: bool):
+    """Compiles `update` into one graph. It draws the same random numbers as the eager function."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    with explained("--compile"):
+        get_cpp_compiler()  # fails here, before training, if there is none
+    torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
+    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # less overhead a call
+    return torch.compile(update, options=options | {"fallback_random": True})
 
 
 # ── Plumbing: the same text in every script ───────────────────────────────────────────────────────
+def set_up(args: Args, cuda: bool = False) -> torch.device:
+    """Checks the sizes, seeds the global generators, sets the threads; returns the device."""
+    for name, value in asdict(args).items():
+        may_be_0 = name in ("total_timesteps", "seed", "learning_starts", "eval_episodes")
+        least = 1 if type(value) is int and not may_be_0 else 0
+        if type(value) in (int, float) and not value >= least:
+            raise gym.error.Error(f"--{name.replace('_', '-')} has to be at least {least}")
+    if cuda and not torch.cuda.is_available():
+        raise gym.error.Error("--cuda: PyTorch finds no GPU")
+    random.seed(args.seed)  # for environments that draw from these two
+    np.random.seed(args.seed % 2**32)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.num_threads)
+    return torch.device("cuda" if cuda else "cpu")
+
+
+@contextlib.contextmanager
+def explained(what: str | Path):
+    """Makes any error inside one line that says what could not be done."""
+    try:
+        yield
+    except Exception as error:
+        raise gym.error.Error(f"{what}: {' '.join(str(error).split())}") from error
+
+
+class Boundary(gym.ObservationWrapper):
+    """Observations as float32, rewards as float, ends as bool; raises on a NaN or an infinity."""
+
+    def step(self, action: np.ndarray) -> tuple:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        reward = self.finite("reward", np.asarray(reward, float)).item()
+        return self.observation(obs), reward, bool(terminated), bool(truncated), info
+
+    def observation(self, obs: np.ndarray) -> np.ndarray:
+        return self.finite("observation", np.asarray(obs, np.float32))
+
+    def finite(self, name: str, x: np.ndarray) -> np.ndarray:
+        if not np.isfinite(x).all() or (name == "reward" and x.size > 1):
+            step = self.get_wrapper_attr("_elapsed_steps")
+            raise FloatingPointError(f"no finite {name} in step {step} of an episode: {x.tolist()}")
+        return x
+
+
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat float32 observations; it records its episodes in video_folder."""
-    env = gym.make(env_id, **({"render_mode": "rgb_array"} if video_folder else {}))
-    if not env.observation_space.is_np_flattenable:
-        raise gym.error.Error(f"cannot flatten the observations: {env.observation_space}")
+    options = {"render_mode": "rgb_array"} if video_folder else {}
+    env = gym.make(env_id, **options)
+    with explained(f"cannot flatten the observations {env.observation_space}"):
+        size = gym.spaces.flatdim(env.observation_space)
     if video_folder:
-        env.reset(), env.render()  # fail now, not after training, where this is impossible
+        env.reset()
+        env.render()  # fails here, before training, if the environment cannot render
         env = gym.wrappers.RecordVideo(env, str(video_folder), episode_trigger=lambda _: True)
     env = gym.wrappers.TimeLimit(env, 100_000)  # for an environment that has no limit of its own
-    env = gym.wrappers.TransformReward(env, lambda reward: float(np.asarray(reward).item()))
-    env = gym.wrappers.RecordEpisodeStatistics(env, stats_key="statistics")
-    return gym.wrappers.TransformObservation(gym.wrappers.FlattenObservation(env), np.float32, None)
+    env = Boundary(gym.wrappers.FlattenObservation(env))
+    env.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    env.action_space.seed(random.getrandbits(32))  # for an environment that samples actions
+    return gym.wrappers.RecordEpisodeStatistics(env, stats_key="_episode")
 
 
 def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[float]:
     """The returns of some episodes with the actor's deterministic actions."""
-    returns, device = [], next(actor.parameters()).device
-    for episode in tqdm(range(episodes), "evaluation", leave=False, disable=None):
-        (obs, _), done = env.reset(seed=None if episode else seed), False
-        while not done:
-            action = actor.mode(torch.as_tensor(obs, device=device)).numpy()[()]  # 0-d → number
-            obs, _, terminated, truncated, info = env.step(action)
-            done = terminated or truncated
-        returns.append(float(info["statistics"]["r"]))
-    env.close()  # completes the last video
+    returns = []
+    for _ in tqdm(range(episodes), "evaluation", leave=False, disable=None):
+        obs, info = env.reset(seed=None if returns else seed)
+        while "_episode" not in info:  # it comes with the last step of an episode
+            obs, *_, info = env.step(actor.mode(obs))
+        returns.append(float(info.pop("_episode")["r"]))  # pop: the next info may be this dict
     return returns
 
 
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A kill costs `save_every` seconds and the present episode or rollout: checkpoint.pt is replaced
-    as a whole, and --resume cuts the CSV files back to their sizes then. It holds `state` and the
-    random generators of PyTorch and, if given, of `env`: then, on the CPU, a run that is resumed at
-    the end of an episode is the same run.
+    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. --resume
+    goes back to checkpoint.pt, which is replaced atomically and contains `state`, the sizes of the
+    CSV files and the random generators of PyTorch and the environments. With one environment, a run
+    resumed at the end of an episode gives the numbers of an uninterrupted one, on the CPU.
     """
 
-    def __init__(self, args: Args, env: gym.Env | None = None, **state) -> None:
-        self.args, self.env, self.state, self.wandb = args, env, state, None
+    def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
+        self.args, self.envs, self.state = args, envs, state
         self.step, self.returns = 0, deque(maxlen=100)
         self.start = self.saved_at = time.time()
-        script = Path(__file__).stem
+        self.only_evaluates = args.resume is not None and args.total_timesteps == 0
+        script = Path(globals().get("__file__", "notebook.py")).stem
         name = f"{args.env_id}__{script}__{args.seed}__{time.time_ns()}"
-        self.folder = args.resume or Path("runs", name.replace("/", "-").replace(":", "-"))
-        self.eval_env = make_env(args.env_id, args.capture_video and self.folder / "videos")
+        self.folder = Path(args.resume or Path("runs", name.replace("/", "-").replace(":", "-")))
+        self.eval_env = args.capture_video and make_env(args.env_id, self.folder / "videos")
         if args.resume:
-            checkpoint = torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True)
-            for part, saved in checkpoint["state"].items():
-                state[part].load_state_dict(saved)
-            torch.set_rng_state(checkpoint["random"])
-            if env:
-                env.unwrapped.np_random.bit_generator.state = checkpoint["env_random"]
-            self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
-            self.returns.extend(checkpoint["returns"])
-            if self.step < args.total_timesteps:  # else: evaluation only
-                for name in ("episodes.csv", "updates.csv"):
-                    open(self.folder / name, "a").truncate(checkpoint["csv_sizes"].get(name, 0))
+            with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
+                self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True)
             self.save(0, now=True)
-        if self.step < args.total_timesteps:  # else: evaluation only
+        if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}
             content["versions"] = {x.__name__: x.__version__ for x in (torch, gym, np)}
             (self.folder / "args.json").write_text(json.dumps(content, indent=2))
-        if args.track and self.step < args.total_timesteps:
+        self.wandb = None
+        if args.track and not self.only_evaluates:
             import wandb
 
-            names = dict(id=self.folder.resolve().name, dir=self.folder, resume="allow")
-            self.wandb = wandb.init(config=asdict(args), **names)
+            name, config = self.folder.resolve().name, asdict(args)
+            with explained("Weights & Biases"):
+                self.wandb = wandb.init(
+                    id=name, name=name, dir=self.folder, config=config, resume="allow"
+                )
             self.wandb.define_metric("*", step_metric="step")
-        print(f"{script}.py on {args.env_id}, seed {args.seed}, saved in {self.folder}")
+        print(
+            f"{script}.py on {args.env_id}, seed {args.seed}. To continue: --resume {self.folder}"
+        )
         total = max(args.total_timesteps, self.step)
-        self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1)
-        Run.current = self  # for the error message at the end of this file
+        self.bar = tqdm(total=total, initial=self.step, unit_scale=True, mininterval=1, leave=False)
 
     def log(self, table: str, step: int, **metrics: Tensor | float) -> None:
         """Adds a row to episodes.csv or updates.csv, and to W&B; raises on a NaN or an infinity."""
@@ -451,13 +526,28 @@ class Run:
         checkpoint["state"] = {name: part.state_dict() for name, part in self.state.items()}
         checkpoint["csv_sizes"] = {x.name: x.stat().st_size for x in self.folder.glob("*.csv")}
         checkpoint["random"] = torch.get_rng_state()
-        checkpoint["env_random"] = self.env and self.env.unwrapped.np_random.bit_generator.state
-        try:
+        generators = [getattr(x.unwrapped.np_random, "bit_generator", None) for x in self.envs]
+        states = [generator and generator.state for generator in generators]
+        checkpoint["env_random"] = json.dumps(states, default=np.ndarray.tolist)
+        with explained(f"cannot write a checkpoint to {self.folder}; disk full?"):
             torch.save(checkpoint, self.folder / "checkpoint.tmp")
-        except RuntimeError as error:  # what torch.save raises where the disk is full
-            raise OSError(f"cannot write a checkpoint to {self.folder}; disk full?") from error
-        os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
+            os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
         self.saved_at = time.time()
+
+    def load(self, checkpoint: dict) -> None:
+        """Goes back to a checkpoint, and cuts the CSV files to the sizes they had then."""
+        for name, part in self.state.items():
+            part.load_state_dict(checkpoint["state"][name])
+        torch.set_rng_state(checkpoint["random"])
+        self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
+        self.returns.extend(checkpoint["returns"])
+        for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
+            env.reset(seed=10**6 * self.args.seed + self.step)  # if it has a generator of its own
+            if state:
+                env.unwrapped.np_random.bit_generator.state = state
+        for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
+            with open(self.folder / table, "a") as file:
+                file.truncate(min(file.tell(), checkpoint["csv_sizes"].get(table, 0)))
 
     def finish(self, step: int, actor: nn.Module) -> Path:
         """Saves and evaluates; writes and prints the summary; returns the run's folder."""
@@ -465,35 +555,35 @@ class Run:
         if step > self.step:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
-        seed = 10**6 * self.args.seed + 999_999  # a seed that training does not use
-        returns = evaluate(actor, self.eval_env, self.args.eval_episodes, seed)
+        for env in self.envs:
+            with contextlib.suppress(Exception):  # a simulator that is gone loses no evaluation
+                env.close()
+        env = self.eval_env or make_env(self.args.env_id)
+        seed = 10**6 * self.args.seed + 999_999  # one that a fresh run does not use in training
+        returns = evaluate(actor, env, self.args.eval_episodes, seed)
         means = dict(training_return=self.returns, evaluation_return=returns)
         summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
         print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
-        if self.args.total_timesteps > 0:  # else: evaluation only, which keeps training's summary
+        if not self.only_evaluates:
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
+        env.close()  # completes the last video
         return self.folder
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # and not in a cell of a notebook
     sys.path.append("")  # finds module:Id in the current folder as well
     args = tyro.cli(Args, description=__doc__.split("\n")[0])
     try:
         if args.resume:  # the run's own arguments become the defaults
-            stored = json.loads((args.resume / "args.json").read_text())
-            if stored["script"] != Path(__file__).stem:
-                raise gym.error.Error(f"{args.resume} is a run of {stored['script']}.py")
-            args = tyro.cli(Args, default=Args(**stored["args"]))
+            with explained(f"cannot continue from {args.resume / 'args.json'}"):
+                stored = json.loads((args.resume / "args.json").read_text())
+                assert stored["script"] == Path(__file__).stem, f"a run of {stored['script']}.py"
+                default = Args(**stored["args"])
+            args = tyro.cli(Args, default=default)
         train(args)
-    except BaseException as error:  # its message is to be the last line on the screen
-        if run := getattr(Run, "current", None):
-            run.bar.close()
-            print(f"To continue from the last checkpoint: --resume {run.folder}")
-        users = KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError
-        if isinstance(error, users):
-            sys.exit(f"{type(error).__name__}: {error}".rstrip(": "))
-        raise  # with a traceback, because it may be a bug
+    except (KeyboardInterrupt, gym.error.Error, FloatingPointError, OSError, ImportError) as error:
+        sys.exit(f"\n{type(error).__name__}: {error}")
