@@ -365,6 +365,7 @@ KINDS |= {
     "OwnInfo": (Reach, {"own_info": True}),
     "ChooseSmall": (Choose, {"scale": 2.0**-20}),
     "NaN": (Broken, {"value": np.nan}),
+    "Finite": (Broken, {"value": 0.5}),
     "Infinite": (Broken, {"value": inf}),
     "NaNInReset": (Broken, {"value": np.nan, "in_reset": True}),
 }

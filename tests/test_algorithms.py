@@ -240,7 +240,7 @@ def test_what_is_scored_is_what_was_drawn(script, monkeypatch):
     rate = {} if script is trpo else dict(learning_rate=0.01)
     drawn, calls = scored(monkeypatch, script, "envs:Lopsided-v0", **rate)
     found = torch.cat(list(dict.fromkeys(args[-1] for args in calls))).detach()
-    assert len(drawn) > 2 and len(found) >= 512
+    assert len(drawn) > 2 and len(found) >= 400
     torch.testing.assert_close(found, torch.cat(drawn)[: len(found)], rtol=1e-4, atol=1e-4)
 
 
@@ -505,12 +505,12 @@ def test_push_moves_what_others_have_moved(monkeypatch):
     def look(actor, critic, *samples):
         own = [*actor.parameters(), *critic.parameters()]  # θ', w'
         assert torch.equal(parameters_to_vector(own), before) and actor.obs_norm.count == 50
-        gradient = torch.autograd.grad(loss(actor, critic, *samples)[0], own)
+        gradient = torch.autograd.grad(-objective(actor, critic, *samples)[0], own)
         gradients.append(parameters_to_vector(gradient))
 
-    loss = a3c.actor_critic_loss
+    objective = a3c.actor_critic_objective
     monkeypatch.setattr(a3c, "rollout", meddle)
-    record(monkeypatch, a3c, "actor_critic_loss", look)
+    record(monkeypatch, a3c, "actor_critic_objective", look)
     one_worker(args, shared)
     step = args.learning_rate * gradients[0] / (gradients[0].abs() + 1e-5)
     expected = before + 0.5 - step
@@ -598,10 +598,10 @@ def test_restored_buffer_goes_on(script):
         other.load_state_dict(state)
         other.add(np.array([8, -8]), np.array([0.0]), 8, np.array([8, 8]), False)
         assert set(other.sample(500)[2].tolist()) == expected
-    larger = numbered(script, 9, 0)  # in a larger buffer, no empty slot is drawn
+    larger = numbered(script, 9, 0)  # in a larger buffer, no row is lost and no empty slot is drawn
     larger.load_state_dict(full.state_dict())
     larger.add(np.array([8, -8]), np.array([0.0]), 8, np.array([8, 8]), False)
-    assert set(larger.sample(500)[2].tolist()) == {4, 5, 6, 7, 8}
+    assert set(larger.sample(500)[2].tolist()) == {3, 4, 5, 6, 7, 8}
 
 
 # ── What ddpg, td3 and sac play and store ─────────────────────────────────────────────────────────
@@ -742,21 +742,20 @@ def first_update(script, *policy_due, **settings):
         networks["critics"] = nn.ModuleList([networks.pop("critic"), script.Critic(OBS, BOX)])
     if "log_alpha" in names:
         networks["log_alpha"] = nn.ParameterList([tensor(math.log(0.2))])
-    moving = {
-        name.removeprefix("log_"): script.Adam(x.parameters(), 0.01) for name, x in networks.items()
-    }
+    adams = {name.removesuffix("s").removeprefix("log_"): x for name, x in networks.items()}
+    adams = {f"{name}_adam": script.Adam(x.parameters(), 0.01) for name, x in adams.items()}
     for name in [name for name in names if name.startswith("target_")]:
         networks[name] = copy.deepcopy(networks[name.removeprefix("target_")])
         for x in networks[name].parameters():
             x.data += 0.03 * torch.randn_like(x)
-    networks["adam"], before = nn.ModuleDict(moving), copy.deepcopy(networks)
+    before = copy.deepcopy(networks)
     obs, next_obs = torch.randn(2, 16, 3)
     batch = obs, torch.rand(16, 2) * 2 - 1, torch.randn(16), next_obs, torch.rand(16) < 0.3
     args = script.Args(gamma=0.9, tau=0.3, **settings)
     torch.manual_seed(5)
-    metrics = script.update(args, batch, *policy_due, **networks)
+    metrics = script.update(args, batch, *policy_due, **networks, **adams)
     torch.manual_seed(5)  # the test draws the same noise
-    return before, networks, batch, metrics
+    return before, networks | adams, batch, metrics
 
 
 def assert_descent(adam, loss, network):
@@ -783,11 +782,11 @@ def test_one_update_of_ddpg():
     next_q = q(before["target_critic"], next_obs, next_actions)
     target_q = torch.where(ends, rewards, rewards + 0.9 * next_q).detach()
     loss = ((q(before["critic"], obs, actions) - target_q) ** 2).mean()
-    assert_descent(after["adam"]["critic"], loss, before["critic"])
+    assert_descent(after["critic_adam"], loss, before["critic"])
     assert metrics["q_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
     # 6. Policy: by the critic that has just moved.
     policy_loss = -q(after["critic"], obs, torch.tanh(before["actor"].net(obs))).mean()
-    assert_descent(after["adam"]["actor"], policy_loss, before["actor"])
+    assert_descent(after["actor_adam"], policy_loss, before["actor"])
     assert metrics["policy_loss"].item() == pytest.approx(policy_loss.item(), rel=1e-4)
     # 7. Targets.
     assert_averaged(before, after, "critic", "actor")
@@ -804,11 +803,11 @@ def test_one_update_of_td3():
     next_q = smaller_q(before["target_critics"], next_obs, next_actions)
     target_q = torch.where(ends, rewards, rewards + 0.9 * next_q).detach()
     loss = sum(((q(x, obs, actions) - target_q) ** 2).mean() for x in before["critics"])
-    assert_descent(after["adam"]["critics"], loss, before["critics"])
+    assert_descent(after["critic_adam"], loss, before["critics"])
     assert metrics["q_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
     # 6. Policy: by the first critic alone, which has just moved.
     policy_loss = -q(after["critics"][0], obs, torch.tanh(before["actor"].net(obs))).mean()
-    assert_descent(after["adam"]["actor"], policy_loss, before["actor"])
+    assert_descent(after["actor_adam"], policy_loss, before["actor"])
     # 7. Targets.
     assert_averaged(before, after, "critics", "actor")
 
@@ -830,17 +829,17 @@ def test_one_update_of_sac():
     next_v = smaller_q(before["target_critics"], next_obs, next_actions) - 0.2 * log_probs
     target_q = torch.where(ends, rewards, rewards + 0.9 * next_v).detach()
     loss = sum(((q(x, obs, actions) - target_q) ** 2).mean() for x in before["critics"])
-    assert_descent(after["adam"]["critics"], loss, before["critics"])
+    assert_descent(after["critic_adam"], loss, before["critics"])
     assert metrics["q_loss"].item() == pytest.approx(loss.item(), rel=1e-4)
     # 6. Policy: by the critics that have just moved.
     new_actions, log_probs = sac_sample(before["actor"], obs)
     policy_loss = (0.2 * log_probs - smaller_q(after["critics"], obs, new_actions)).mean()
-    assert_descent(after["adam"]["actor"], policy_loss, before["actor"])
+    assert_descent(after["actor_adam"], policy_loss, before["actor"])
     assert metrics["policy_loss"].item() == pytest.approx(policy_loss.item(), rel=1e-4)
     assert metrics["entropy"].item() == pytest.approx(-log_probs.mean().item(), rel=1e-4)
     # 7. Temperature: d/d log α of −α (log π + H̄), with H̄ = −2 for two actions in [−1, 1] (trap 32).
     slope = -0.2 * (log_probs.mean().item() - 2)
-    assert after["adam"]["alpha"].mean.item() == pytest.approx(0.1 * slope, rel=1e-3)
+    assert after["alpha_adam"].mean.item() == pytest.approx(0.1 * slope, rel=1e-3)
     alpha = after["log_alpha"][0].exp().item()
     assert (alpha < 0.2) == (slope > 0) and alpha != pytest.approx(0.2, abs=1e-4)
     # 8. Targets.
@@ -855,7 +854,9 @@ def test_delayed_updates(script, frequency, monkeypatch):
     more = dict(policy_frequency=frequency) if script is td3 else {}
     calls = started(script, monkeypatch, updates=7, **more)
     for i, ((before, _), (after, _)) in enumerate(zip(calls, calls[1:]), start=1):
-        for name in [x for x in before if "actor" in x or "critic" in x]:
+        for name in before.keys() & {
+            x + y for x in ("", "target_") for y in ("actor", "critic", "critics")
+        }:
             due = script is not td3 or name == "critics" or i % frequency == 0
             assert moved(before[name], after[name]) == due, (i, name)
 

@@ -189,9 +189,8 @@ def test_observations_that_are_not_finite(script, name, capsys, tmp_path):
     folder = only_folder(tmp_path)
     for network in ("actor", "critic", "critics"):
         assert all(x.isfinite().all() for x in state_of(folder).get(network, {}).values())
-    train(
-        script, settings["env_id"], total_timesteps=checkpoint_of(folder)["step"] + 1, resume=folder
-    )
+    total = checkpoint_of(folder)["step"] + TINY[script.__name__]["total_timesteps"]
+    train(script, env_for(script.__name__, "Finite"), total_timesteps=total, resume=folder)
 
 
 # ── Random numbers ────────────────────────────────────────────────────────────────────────────────
