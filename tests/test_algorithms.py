@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import queue
 import threading
 import time
 from pathlib import Path
@@ -428,39 +429,33 @@ def test_gradient_is_clipped(script):
 
 # ── A3C: pull and push ────────────────────────────────────────────────────────────────────────────
 
-RMSPROP = dict(betas=(0.0, 0.99), eps=1e-5, fused=True)
 
-
-class Queue(list):
-    put = list.append
-
-
-def shared_networks(args):
-    """The shared actor, critic and optimizer, as train initialises them."""
+def one_worker(args):
+    """The shared actor, critic and optimizer, as train initialises them, and a function that does in
+    this process, where a test can look, what a worker does; it returns the reports."""
     torch.manual_seed(args.seed)
     env = a3c.make_env(args.env_id)
     actor, critic = actor_of(a3c, env), a3c.Critic(env.observation_space)
     parameters = [*actor.parameters(), *critic.parameters()]
-    return actor, critic, torch.optim.Adam(parameters, args.learning_rate, **RMSPROP)
+    optimizer = torch.optim.Adam(parameters, args.learning_rate, betas=(0.0, 0.99), eps=1e-5)
+
+    def work():
+        reports = queue.SimpleQueue()
+        shared = actor, critic, optimizer, torch.tensor(0), threading.Lock(), reports
+        a3c.work(0, args, 10**6, *shared)
+        return [reports.get() for _ in range(reports.qsize())]
+
+    return actor, critic, optimizer, work
 
 
-def one_worker(args, shared):
-    """What a worker does, in this process, where a test can look; returns its reports."""
-    queue = Queue()
-    a3c.work(0, args, 10**6, *shared, torch.tensor(0), threading.Lock(), queue)
-    return queue
-
-
-def canned_rollout(calls, rank=0, N=1):
-    """A rollout that ignores its policy: samples of environments rank · N, rank · N + 1, ... of 4."""
+def canned_rollout():
+    """A rollout that ignores its policy: the same random samples in the same order."""
+    rng = np.random.default_rng(0)
 
     def rollout(envs, obs, actor, T):
-        rng = np.random.default_rng(len(calls))
-        calls.append(actor)
-        rows = slice(rank * N, rank * N + N)
-        samples = [rng.normal(size=(T, 4, k)).astype(np.float32)[:, rows] for k in (3, 1, 1, 3)]
+        samples = [rng.normal(size=(T, 1, k)).astype(np.float32) for k in (3, 1, 1, 3)]
         samples[2] = 5 * samples[2][..., 0] + 3
-        ends = [rng.random((T, 4))[:, rows] < 0.1 for _ in range(2)]
+        ends = [rng.random((T, 1)) < 0.1 for _ in range(2)]
         return obs, [], *map(torch.as_tensor, samples + ends)
 
     return rollout
@@ -469,19 +464,18 @@ def canned_rollout(calls, rank=0, N=1):
 def test_one_worker_is_a2c_with_one_environment(monkeypatch):
     """[AC-07c] with nobody beside it, a pulled θ' is never out of date: the same samples make the
     same updates. The rates are 1, ¾, ½, ¼ of the first one."""
-    settings = dict(env_id="Pendulum-v1", total_timesteps=64, num_steps=16, learning_rate=0.01)
     for script in (a2c, a3c):
-        monkeypatch.setattr(script, "rollout", canned_rollout([]))
-    folder = a2c.train(a2c.Args(num_envs=1, eval_episodes=0, **settings))
-    args = a3c.Args(num_workers=1, **settings)
-    actor, critic, optimizer = shared = shared_networks(args)
-    queue = one_worker(args, shared)
-    expected, rows = state_of(folder), table(folder / "updates.csv")
-    assert [step for step, *_ in queue] == [16, 32, 48, 64]
+        monkeypatch.setattr(script, "rollout", canned_rollout())
+    settings = {"total_timesteps": 64, "num_steps": 16, "learning_rate": 0.01}
+    folder = train(a2c, "Pendulum-v1", num_envs=1, **settings)
+    args = a3c.Args(env_id="Pendulum-v1", **settings)
+    actor, critic, optimizer, work = one_worker(args)
+    reports = work()
+    assert [step for step, *_ in reports] == [16, 32, 48, 64]
     for name, network in (("actor", actor), ("critic", critic)):
-        for key, value in network.state_dict().items():
-            torch.testing.assert_close(value, expected[name][key], rtol=1e-3, atol=1e-4)
-    for row, (_, _, metrics) in zip(rows, queue):
+        found, expected = network.state_dict(), state_of(folder)[name]
+        torch.testing.assert_close({**found}, {**expected}, rtol=1e-3, atol=1e-4)
+    for row, (_, _, metrics) in zip(table(folder / "updates.csv"), reports, strict=True):
         assert metrics == pytest.approx({name: row[name] for name in metrics}, rel=1e-2, abs=1e-3)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
 
@@ -491,10 +485,11 @@ def test_push_moves_what_others_have_moved(monkeypatch):
     the step along the gradient at θ', which was pulled before, to what they are now. The first step
     of RMSprop is lr · g / (|g| + ε)."""
     args = a3c.Args(env_id="Pendulum-v1", total_timesteps=16, num_steps=16, max_grad_norm=1e9)
-    actor, critic, _ = shared = shared_networks(args)
+    actor, critic, _, work = one_worker(args)
     parameters = [*actor.parameters(), *critic.parameters()]
-    before, rollout, gradients = parameters_to_vector(parameters).detach(), canned_rollout([]), []
+    before, gradients = parameters_to_vector(parameters).detach(), []
     actor.obs_norm.update(torch.randn(50, 3) + 7)  # what others have seen is pulled too
+    rollout, objective = a3c.rollout, a3c.actor_critic_objective
 
     @torch.no_grad()
     def meddle(*given):
@@ -508,10 +503,9 @@ def test_push_moves_what_others_have_moved(monkeypatch):
         gradient = torch.autograd.grad(-objective(actor, critic, *samples)[0], own)
         gradients.append(parameters_to_vector(gradient))
 
-    objective = a3c.actor_critic_objective
     monkeypatch.setattr(a3c, "rollout", meddle)
     record(monkeypatch, a3c, "actor_critic_objective", look)
-    one_worker(args, shared)
+    work()
     step = args.learning_rate * gradients[0] / (gradients[0].abs() + 1e-5)
     expected = before + 0.5 - step
     torch.testing.assert_close(parameters_to_vector(parameters), expected, rtol=1e-3, atol=1e-5)
@@ -705,7 +699,7 @@ def started(script, monkeypatch, updates=1, **settings):
     calls = record(monkeypatch, script, "update", look)
     settings = {"total_timesteps": 60 + updates, "learning_starts": 60, "gamma": 0.9} | settings
     train(script, "envs:Reach-v0", **settings)
-    return [(arguments.get("networks", arguments), result) for arguments, result in calls]
+    return calls
 
 
 @each(*OFF_POLICY)
