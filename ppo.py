@@ -322,6 +322,9 @@ def train(args: Args) -> Path | None:
     obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])  # (N, O)
     rollouts = 0
     while step < args.total_timesteps:  # [AC-09d]
+        lr_fraction = 1 - step / args.total_timesteps if args.anneal_lr else 1.0
+        adam.learning_rate.fill_(args.learning_rate * lr_fraction)  # [impl 9]
+
         # 2. Run π_old = π_θ for T steps in each of N environments.
         obs, episodes, *samples = rollout_of_all(envs, obs, actor, T)
         observations, actions, rewards, next_observations, terminations, truncations = samples
@@ -445,7 +448,9 @@ class Adam(nn.Module):
         self.steps += 1
         self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂ = 0.999
-        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(1e-5)  # [impl 9]
+        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(
+            1e-5
+        )  # ε [impl 9]
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
         torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
@@ -489,22 +494,21 @@ def explained(what: str | Path):
         raise gym.error.Error(f"{what}: {' '.join(str(error).split())}") from error
 
 
-class Boundary(gym.ObservationWrapper):
+class Boundary(gym.Wrapper):
     """Observations as float32, rewards as float, ends as bool; raises on a NaN or an infinity."""
+
+    def reset(self, **options) -> tuple:
+        obs, info = self.env.reset(**options)
+        return np.asarray(obs, np.float32), info
 
     def step(self, action: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        reward = self.finite("reward", np.asarray(reward, float)).item()
-        return self.observation(obs), reward, bool(terminated), bool(truncated), info
-
-    def observation(self, obs: np.ndarray) -> np.ndarray:
-        return self.finite("observation", np.asarray(obs, np.float32))
-
-    def finite(self, name: str, x: np.ndarray) -> np.ndarray:
-        if not np.isfinite(x).all() or (name == "reward" and x.size > 1):
-            step = self.get_wrapper_attr("_elapsed_steps")
-            raise FloatingPointError(f"no finite {name} in step {step} of an episode: {x.tolist()}")
-        return x
+        obs, reward = np.asarray(obs, np.float32), np.asarray(reward, float)
+        if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
+            where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
+            values = f"observation {obs.tolist()}, reward {reward.tolist()}"
+            raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
+        return obs, reward.item(), bool(terminated), bool(truncated), info
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
@@ -538,10 +542,9 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. --resume
-    goes back to checkpoint.pt, which is replaced atomically and contains `state`, the sizes of the
-    CSV files and the random generators of PyTorch and the environments. With one environment, a run
-    resumed at the end of an episode gives the numbers of an uninterrupted one, on the CPU.
+    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. With one
+    environment, on the CPU, a run resumed at the end of an episode gives the same numbers as an
+    uninterrupted one.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:

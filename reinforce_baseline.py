@@ -24,10 +24,9 @@ Equations, in the order of the code
 
 Why the baseline adds no bias
     [CS-9b]    E_a[∇log π(a|s) b(s)] = 0   as b(s) Σ_a π ∇log π = b(s) ∇Σ_a π = b(s) ∇1 = 0
-    This holds only if b(s) does not depend on the action: V_w is evaluated before it is fitted to
-    that action's return.
+    This holds only if b(s) does not depend on the action, so V_w is evaluated before its fit.
 
-Algorithm [CS-6alg]: that of reinforce.py, with the baseline in line 6, and line 8 new
+Algorithm [CS-6alg]: that of reinforce.py (γ^t, batch_size), with a baseline, and line 8 new
     1. initialise the policy θ and the critic w
     2. for each episode:
     3.     sample a trajectory τ by following π_θ
@@ -36,7 +35,6 @@ Algorithm [CS-6alg]: that of reinforce.py, with the baseline in line 6, and line
     6.         the gradient estimate ĝ_t, with the weight G_t − b(s_t)
     7.     θ ← θ + α Σ_t ĝ_t
     8.     fit V_w to the returns, by steps of Adam down L_VF
-Line 6 drops the factor γ^t, and line 7 divides by the constant batch_size, as in reinforce.py.
 
 Not in the text [impl]
     [impl 1] observations standardised by running statistics, cut at ±10   Andrychowicz 2021, 3.3
@@ -44,8 +42,7 @@ Not in the text [impl]
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] values standardised by running statistics, and so is L_VF     PopArt, van Hasselt 2016
     [impl 5] several episodes, batch_size steps or more, before line 7     Duan 2016
-    [impl 6] weights G − b standardised over the batch; what their mean takes of Spinning Up, vpg
-        the gradient stands in reinforce.py
+    [impl 6] weights G − b standardised, with the price that reinforce.py has Spinning Up, vpg
     [impl 7] an episode that a time limit cuts counts as ended; V_w learns that
 
 Run: python reinforce_baseline.py --env-id HalfCheetah-v4
@@ -363,22 +360,21 @@ def explained(what: str | Path):
         raise gym.error.Error(f"{what}: {' '.join(str(error).split())}") from error
 
 
-class Boundary(gym.ObservationWrapper):
+class Boundary(gym.Wrapper):
     """Observations as float32, rewards as float, ends as bool; raises on a NaN or an infinity."""
+
+    def reset(self, **options) -> tuple:
+        obs, info = self.env.reset(**options)
+        return np.asarray(obs, np.float32), info
 
     def step(self, action: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        reward = self.finite("reward", np.asarray(reward, float)).item()
-        return self.observation(obs), reward, bool(terminated), bool(truncated), info
-
-    def observation(self, obs: np.ndarray) -> np.ndarray:
-        return self.finite("observation", np.asarray(obs, np.float32))
-
-    def finite(self, name: str, x: np.ndarray) -> np.ndarray:
-        if not np.isfinite(x).all() or (name == "reward" and x.size > 1):
-            step = self.get_wrapper_attr("_elapsed_steps")
-            raise FloatingPointError(f"no finite {name} in step {step} of an episode: {x.tolist()}")
-        return x
+        obs, reward = np.asarray(obs, np.float32), np.asarray(reward, float)
+        if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
+            where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
+            values = f"observation {obs.tolist()}, reward {reward.tolist()}"
+            raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
+        return obs, reward.item(), bool(terminated), bool(truncated), info
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
@@ -412,10 +408,9 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. --resume
-    goes back to checkpoint.pt, which is replaced atomically and contains `state`, the sizes of the
-    CSV files and the random generators of PyTorch and the environments. With one environment, a run
-    resumed at the end of an episode gives the numbers of an uninterrupted one, on the CPU.
+    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. With one
+    environment, on the CPU, a run resumed at the end of an episode gives the same numbers as an
+    uninterrupted one.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:

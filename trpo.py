@@ -466,22 +466,21 @@ def explained(what: str | Path):
         raise gym.error.Error(f"{what}: {' '.join(str(error).split())}") from error
 
 
-class Boundary(gym.ObservationWrapper):
+class Boundary(gym.Wrapper):
     """Observations as float32, rewards as float, ends as bool; raises on a NaN or an infinity."""
+
+    def reset(self, **options) -> tuple:
+        obs, info = self.env.reset(**options)
+        return np.asarray(obs, np.float32), info
 
     def step(self, action: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        reward = self.finite("reward", np.asarray(reward, float)).item()
-        return self.observation(obs), reward, bool(terminated), bool(truncated), info
-
-    def observation(self, obs: np.ndarray) -> np.ndarray:
-        return self.finite("observation", np.asarray(obs, np.float32))
-
-    def finite(self, name: str, x: np.ndarray) -> np.ndarray:
-        if not np.isfinite(x).all() or (name == "reward" and x.size > 1):
-            step = self.get_wrapper_attr("_elapsed_steps")
-            raise FloatingPointError(f"no finite {name} in step {step} of an episode: {x.tolist()}")
-        return x
+        obs, reward = np.asarray(obs, np.float32), np.asarray(reward, float)
+        if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
+            where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
+            values = f"observation {obs.tolist()}, reward {reward.tolist()}"
+            raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
+        return obs, reward.item(), bool(terminated), bool(truncated), info
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
@@ -515,10 +514,9 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. --resume
-    goes back to checkpoint.pt, which is replaced atomically and contains `state`, the sizes of the
-    CSV files and the random generators of PyTorch and the environments. With one environment, a run
-    resumed at the end of an episode gives the numbers of an uninterrupted one, on the CPU.
+    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. With one
+    environment, on the CPU, a run resumed at the end of an episode gives the same numbers as an
+    uninterrupted one.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:

@@ -21,15 +21,19 @@ from run import RESULTS, ROOT, append, commit, read
 
 ABLATIONS = RESULTS / "ablations.csv"
 ENV_ID, FLAGS = "HalfCheetah-v4", "--total-timesteps 500000"  # half the steps, twice the runs
+# 97.5 % quantiles of Student's t for 2, 3, ..., 10 seeds; the last one serves for more as well.
+STUDENT = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
 VALUES = """            with torch.no_grad():
                 values, next_values = critic(observations), critic(next_observations)  # (T, N)
-            advantages = gae(rewards, values, next_values, *ends, args.gamma, args.gae_lambda)
+            advantages = gae(
+                rewards, values, next_values, terminations, truncations, args.gamma, args.gae_lambda
+            )
 """
 OBS_NORM = "        critic.obs_norm.update(observations.flatten(0, 1))\n"
 RETURN_NORM = "        critic.update_return_norm(targets.flatten())\n"
 ACTOR_NORM = "        actor.obs_norm.update(observations.flatten(0, 1))\n"
-ENDS = "next_observations, *ends = samples  # (T, N, ...)\n"
+ENDS = "next_observations, terminations, truncations = samples\n"
 
 # name: (what it says in the table, flags, [(old text, new text), ...])
 VARIANTS = {
@@ -51,21 +55,23 @@ VARIANTS = {
     "no-anneal-lr": ("constant learning rate", "--no-anneal-lr", []),
     "gamma-0.99": ("γ = 0.99, λ = 0.95", "--gamma 0.99 --gae-lambda 0.95", []),
     "lambda-0.9": ("λ = 0.9", "--gae-lambda 0.9", []),
-    "std-1": (
-        "σ starts at 1",
-        "",
-        [("-0.5))  # log σ", "0.0))  # log σ")],
-    ),
+    "std-1": ("σ starts at 1", "", [("-0.5))  # log σ", "0.0))  # log σ")]),
     "last-layer-1": (
         "the policy's last layer not scaled down",
         "",
         [("output_gain=0.01", "output_gain=1.0")],
     ),
+    "critic-1": (
+        "the critic's last layer not 0 at first",
+        "",
+        [("1, output_gain=0.0", "1, output_gain=1.0")],
+    ),
+    "no-stagger": ("the first episodes not cut at different times", "--no-stagger", []),
     "8x256": ("8 environments × 256 steps, not 64 × 32", "--num-envs 8 --num-steps 256", []),
     "limit-ends": (
         "time limits treated as terminations",
         "",
-        [(ENDS, ENDS + "        ends[0] = ends[0] | ends[1]\n")],
+        [(ENDS, ENDS + "        terminations = terminations | truncations\n")],
     ),
 }
 
@@ -98,21 +104,28 @@ def run(variant: str, seed: str, compile: bool) -> None:
     print(*row.values(), flush=True)
 
 
+def difference(returns: dict[str, float], default: dict[str, float]) -> str:
+    """The mean difference over the seeds that both have ± half of its 95 % interval (paired t)."""
+    differences = [returns[seed] - default[seed] for seed in returns if seed in default]
+    if len(differences) < 2:
+        return "-"
+    n, mean = len(differences), statistics.mean(differences)
+    half = STUDENT[min(n, 10) - 2] * statistics.stdev(differences) / n**0.5
+    return f"{mean:+,.0f} ± {half:,.0f}" + ", within chance" * (abs(mean) <= half)
+
+
 def table() -> str:
-    """Markdown: each variant's training return, seed by seed, its mean, and its mean change."""
-    found, lines = {}, []
+    """Markdown: each variant's training return, seed by seed, and what differs from the default."""
+    found = {}
     for row in read(ABLATIONS):
         found.setdefault(row["variant"], {})[row["seed"]] = float(row["training_return"])
+    lines = [f"| {ENV_ID}, 500,000 steps | training return by seed | difference |", "|---|---|---|"]
     for variant in (name for name in VARIANTS if name in found):
-        returns, default = found[variant], found.get("default", {})
-        # Of the seeds that both have: seeds differ by more than most variants do.
-        changes = [returns[seed] - default[seed] for seed in returns if seed in default]
-        change = f"{statistics.mean(changes):+,.0f}" if changes else "-"
-        seeds = " · ".join(f"{number:,.0f}" for number in returns.values())
-        mean = statistics.mean(returns.values())
-        lines.append(f"| {VARIANTS[variant][0]} | {seeds} | {mean:,.0f} | {change} |")
-    head = f"| {ENV_ID}, 500,000 steps | training return by seed | mean | change |"
-    return "\n".join([head, "|---|---|---|---|", *lines])
+        seeds = " · ".join(f"{number:,.0f}" for number in found[variant].values())
+        default = found.get("default", {}) if variant != "default" else {}
+        change = difference(found[variant], default)
+        lines.append(f"| {VARIANTS[variant][0]} | {seeds} | {change} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -127,10 +140,10 @@ def main() -> None:
         sys.exit(f"{ABLATIONS} has rows of other commits: {', '.join(others)}. Move it away first")
     done = {(row["variant"], row["seed"]) for row in rows}
     jobs = [(variant, seed) for seed in options.seeds for variant in options.variants]
+    jobs = [job for job in jobs if job not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
     with ThreadPoolExecutor(options.workers) as pool:
-        todo = [job for job in jobs if job not in done]
-        list(pool.map(lambda job: run(*job, options.compile), todo))
+        list(pool.map(lambda job: run(*job, options.compile), jobs))
 
 
 if __name__ == "__main__":

@@ -1,43 +1,44 @@
-"""Fills the tables of benchmarks.md and README.md from results/, and draws the figures there.
+"""Fills the numbers of results/ into the pages and the scripts' headers, and draws the figures.
 
     python benchmarks/report.py
 
-A table stands between the markers `<!-- name -->` and `<!-- /name -->`, each on a line of its own.
-Which page has which markers, PAGES says, at the end of this file.
+On a page, the lines between `<!-- name -->` and the next empty line are replaced; in a script, only
+the line of its header that says what a run reaches.
 """
 
 import re
 import statistics
 import textwrap
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import ablations
 import language
 import matplotlib.pyplot as plt
 import numpy as np
-from run import PEERS, RESULTS, ROOT, flags_of, read
+from run import MUJOCO, OFF_POLICY, PEERS, RESULTS, ROOT, flags_of, read
 
-OURS = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", "ddpg", "td3", "sac"]
+OURS = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", *OFF_POLICY]
 ORDER = [name for script in OURS for name in (script, f"sb3_{script}")]  # each beside its peer
-OFF_POLICY = ["ddpg", "td3", "sac"]
-MUJOCO = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
 CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"]
-
 ENOUGH = 5  # seeds; of fewer, the bootstrap's interval is no more than their range
-PUBLISHED = RESULTS / "published.csv"
-EVAL_EPISODES = 100  # of each run that the tables show
+# (script, environment) → the best published final value that we know of, and its source.
+PUBLISHED = {(row["script"], row["env_id"]): row for row in read(RESULTS / "published.csv")}
+# Of the scripts in OURS: Paul Tol's muted palette, which colour-blind readers can tell apart.
+COLOURS = "#ddcc77 #88ccee #44aa99 #117733 #999933 #882255 #cc6677 #332288 #aa4499".split()
 
 
 # ── Returns ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def cells() -> dict[tuple[str, str], list[dict[str, str]]]:
-    """(script, environment) → its rows in order of the seeds, those with the present flags."""
+    """(script, environment) → its rows of 100 evaluations and the present flags, by the seeds."""
     found = {}
     for row in read(RESULTS / "runs.csv"):
-        flags = flags_of(row["script"], row["env_id"])
-        whole = f"--eval-episodes {EVAL_EPISODES} " in row["command"] + " "
-        if whole and row["flags"] == flags and row["script"] in ORDER:
+        whole = "--eval-episodes 100 " in row["command"] + " "
+        present = row["flags"] == flags_of(row["script"], row["env_id"])
+        if whole and present and row["script"] in ORDER:
             found.setdefault((row["script"], row["env_id"]), []).append(row)
     for rows in found.values():
         rows.sort(key=lambda row: int(row["seed"]))
@@ -46,23 +47,18 @@ def cells() -> dict[tuple[str, str], list[dict[str, str]]]:
     return found
 
 
-def published() -> dict[tuple[str, str], dict[str, str]]:
-    """(script, environment) → the best published final value that we know of, and its source."""
-    return {(row["script"], row["env_id"]): row for row in read(PUBLISHED)}
-
-
-def interval(numbers: list[float], draws: int = 10_000) -> tuple[float, float]:
-    """The middle 95 % of the means of samples drawn with replacement."""
-    drawn = np.random.default_rng(0).choice(numbers, (draws, len(numbers)))
-    return tuple(np.quantile(drawn.mean(1), (0.025, 0.975)))
+def column(rows: list[dict[str, str]], name: str) -> list[float]:
+    return [float(row[name]) for row in rows]
 
 
 def mark(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
-    """✓ if our mean reaches the published value, else ✗; ≈ if the value lies in its interval."""
-    best = float(published()[script, env_id]["value"])
-    numbers = [float(row[published()[script, env_id]["compared_with"]]) for row in rows]
+    """✓ if our mean reaches the published value, else ✗; ≈ if it lies in the bootstrap interval."""
+    if not (best := PUBLISHED.get((script, env_id))):
+        return ""
+    numbers, best = column(rows, best["compared_with"]), float(best["value"])
     if len(numbers) >= ENOUGH:
-        low, high = interval(numbers)
+        drawn = np.random.default_rng(0).choice(numbers, (10_000, len(numbers)))
+        low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
         if low < best <= high:  # all equal to it: no chance in that
             return "≈"
     return "✓" if statistics.mean(numbers) >= best else "✗"
@@ -72,14 +68,17 @@ def number(x: float) -> str:
     return f"{x:,.1f}" if abs(x) < 1000 and x != int(x) else f"{x:,.0f}"
 
 
-def spread(rows: list[dict[str, str]], name: str, bold: str = "") -> str:
+def spread(numbers: list[float]) -> str:
     """Mean ± standard deviation; a single number has none."""
-    numbers = [float(row[name]) for row in rows]
     mean = statistics.mean(numbers)
-    text = f"{bold}{number(mean)}{bold}"
-    if len(numbers) > 1:
-        text += f" ± {statistics.stdev(numbers):,.{0 if abs(mean) >= 1000 else 1}f}"
-    return text
+    if len(numbers) == 1:
+        return number(mean)
+    return f"{number(mean)} ± {statistics.stdev(numbers):,.{0 if abs(mean) >= 1000 else 1}f}"
+
+
+def steps_of(rows: list[dict[str, str]]) -> int:
+    """The steps that were asked for; whole rollouts have a few more."""
+    return round(int(rows[0]["steps"]), -4)
 
 
 def steps_label(step: float, _: int = 0) -> str:
@@ -91,260 +90,269 @@ def label(script: str) -> str:
     return f"SB3 {script[4:].upper()}" if script in PEERS else f"{script}.py"
 
 
-def cell(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
-    if not rows:
-        return "-"
-    steps = round(int(rows[0]["steps"]), -4)  # of whole rollouts: a few more than were asked for
-    seeds = f"{len(rows)} seed{'s' * (len(rows) > 1)}, {steps_label(steps)}"
-    lines = [spread(rows, "training_return", "**")]
-    lines += [f"evaluated {spread(rows, 'evaluation_return')}", seeds]
-    if best := published().get((script, env_id)):
-        source = ", ".join(filter(None, (best["source"], best["steps"])))
-        lines.append(f"{mark(script, env_id, rows)} {number(float(best['value']))} {source}")
-    return "<br>".join(lines)
-
-
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def returns(env_ids: list[str]) -> str:
-    """Scripts × environments."""
+def short(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
+    """The README's cell: the evaluated return, with a mark if there are seeds enough for one."""
+    text = spread(column(rows, "evaluation_return"))
+    return f"{text} {mark(script, env_id, rows)}".strip() if len(rows) >= ENOUGH else text
+
+
+def long(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
+    """The cell of benchmarks.md."""
+    lines = [f"**{spread(column(rows, 'evaluation_return'))}**"]
+    lines.append(f"training {spread(column(rows, 'training_return'))}")
+    lines.append(f"{len(rows)} seed{'s' * (len(rows) > 1)}, {steps_label(steps_of(rows))}")
+    if best := PUBLISHED.get((script, env_id)):
+        source = ", ".join(filter(None, (best["source"], best["steps"])))
+        lines.append(f"{mark(script, env_id, rows)} {number(float(best['value']))} {source}")
+    return "<br>".join(lines)
+
+
+def returns(scripts: list[str], env_ids: list[str], cell: Callable, head: str = "") -> str:
+    """Scripts × environments; empty if there are no rows."""
     found, rows = cells(), []
-    for script in ORDER:
-        texts = [cell(script, env_id, found.get((script, env_id), [])) for env_id in env_ids]
-        rows += [[label(script), *texts]] * any(text != "-" for text in texts)
-    return table(["", *env_ids], rows)
+    for script in scripts:
+        row = [cell(script, x, found[script, x]) if (script, x) in found else "-" for x in env_ids]
+        if set(row) != {"-"}:
+            rows.append([label(script), *row])
+    return table([head, *env_ids], rows) if rows else ""
 
 
-def commits() -> str:
-    """The commits of the scripts that the rows were measured at."""
-    found = {}
+def codes() -> str:
+    """The digests of the code that the rows were measured with; commits of rows without one."""
+    found = {script: set() for script in ORDER}
     for (script, _), rows in cells().items():
-        found.setdefault(script, set()).update(row["commit"] for row in rows)
-    texts = [f"{label(x)} {', '.join(sorted(found[x]))}" for x in ORDER if x in found]
-    return textwrap.fill("; ".join(texts) + ".", 118, break_on_hyphens=False)
+        found[script].update(row["digest"] or row["commit"] for row in rows)
+    text = "; ".join(f"{label(x)} {', '.join(sorted(found[x]))}" for x in ORDER if found[x])
+    if all(len(x) < 2 and all(len(code) == 12 for code in x) for x in found.values()):
+        text = f"One digest for all rows of a script: {text}"
+    return textwrap.fill(f"{text}.", 118, break_on_hyphens=False)
+
+
+def run_line(script: str) -> str:
+    """The line of a script's header that says what a run with the defaults reaches."""
+    if script in ("rlhf", "grpo"):
+        default = {"script": script, "flags": "--kl-coef 0.4", "reward_model": "transformer"}
+        rows = [row for row in read(language.ROWS) if default.items() <= (default | row).items()]
+        reached = f"the judge's score rises from 0.8 to {spread(column(rows, 'judge'))}"
+    else:
+        rows = cells()[script, MUJOCO[0]]
+        mean = spread(column(rows, "evaluation_return"))
+        reached = f"evaluated {mean} after {steps_of(rows):,} steps"
+    return f"    {reached} ({len(rows)} seeds, see benchmarks.md)"
+
+
+def better(ours: list[float], theirs: list[float]) -> float:
+    """P(a random one of ours is higher than a random one of theirs), a draw as one half."""
+    return statistics.mean((a > b) + (a == b) / 2 for a in ours for b in theirs)
+
+
+def probabilities() -> str:
+    """Rows × columns: `better` in per cent, mean over the environments that both have."""
+    found = {}
+    for (script, env_id), rows in cells().items():
+        if env_id in MUJOCO and len(rows) > 1:
+            found.setdefault(script, {})[env_id] = column(rows, "evaluation_return")
+    scripts = [script for script in ORDER if script in found]
+    rows = [[label(script)] for script in scripts]
+    for row, script in zip(rows, scripts):
+        for other in scripts:
+            both = found[script].keys() & found[other].keys()
+            share = statistics.mean(better(found[script][x], found[other][x]) for x in both)
+            row.append("" if script == other else f"{100 * share:.0f}")
+    return table(["", *(label(script).removesuffix(".py") for script in scripts)], rows)
 
 
 # ── Speed ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def speeds(part: str, quantity: str = "steps/s") -> dict[str, dict[str, list[float]]]:
-    """script → variant → the measurements, in order of the turns."""
+SPEED = {  # part: the pairs of variants to compare
+    "peers": [(x, peer) for peer in ("SB3", "SBX") for x in ("eager", "compile")],
+    "torchrun": [(f"2 processes{x}", f"1 process{x}") for x in ("", ", compile")],
+    "against": [("eager", "eager then"), ("compile", "compile then")],
+}
+
+
+def speeds(part: str) -> dict[str, dict[str, list[float]]]:
+    """script → variant → steps per second, in order of the turns."""
     found = {}
     for row in read(RESULTS / "speed.csv"):
-        if (row["part"], row["quantity"]) == (part, quantity):
+        if (row["part"], row["quantity"]) == (part, "steps/s"):
             variants = found.setdefault(row["script"], {})
             variants.setdefault(row["variant"], []).append(float(row["value"]))
-    return {script: found[script] for script in sorted(found, key=([""] + ORDER).index)}
+    return {script: found[script] for script in ORDER if script in found}
 
 
-def rounded(x: float) -> str:
-    return f"{x:,.0f}" if x >= 10 else f"{x:.1f}"
+def speed_table(part: str) -> str:
+    """Of each script the median of each variant, and the median and range of the turns' ratios."""
+    variants, rows = sorted({x for pair in SPEED[part] for x in pair}), []
+    for script, found in speeds(part).items():
+        row = [label(script)]
+        row += [f"{statistics.median(found[x]):,.0f}" if x in found else "-" for x in variants]
+        for ours, theirs in SPEED[part]:
+            x = sorted(a / b for a, b in zip(found.get(ours, []), found.get(theirs, [])))
+            row.append(f"**{statistics.median(x):.2f}** ({x[0]:.2f}–{x[-1]:.2f})" if x else "-")
+        rows.append(row)
+    return table(["", *variants, *map(" / ".join, SPEED[part])], rows)
 
 
-def ratio(ours: list[float], theirs: list[float]) -> str:
-    """The median of the turns' ratios, and their range."""
-    ratios = sorted(a / b for a, b in zip(ours, theirs))
-    middle, low, high = statistics.median(ratios), ratios[0], ratios[-1]
-    return f"**{middle:.2f}**" + f" ({low:.2f}–{high:.2f})" * (len(ratios) > 1)
+# ── Curves ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def speed_table(part: str, columns: dict[str, str], ratios: dict[str, tuple[str, str]]) -> str:
-    """A row for each script: the median of each variant, then the ratios of two.
-
-    Args:
-        columns: heading → variant
-        ratios: heading → (variant, the variant that it is compared with)
-    """
-    found = speeds(part)
-    if not found:
-        return "Not measured yet."
-    columns = {x: name for x, name in columns.items() if any(name in y for y in found.values())}
-    ratios = {x: y for x, y in ratios.items() if {*y} <= {*columns.values()}}
-    rows = []
-    for script, variants in found.items():
-        numbers = (variants.get(name) for name in columns.values())
-        texts = [rounded(statistics.median(x)) if x else "-" for x in numbers]
-        for pair in ratios.values():
-            known = all(name in variants for name in pair)
-            texts.append(ratio(*(variants[name] for name in pair)) if known else "-")
-        rows.append([label(script), *texts])
-    return table(["", *columns, *ratios], rows)
-
-
-def peers() -> str:
-    columns = {"eager": "eager", "`--compile`": "compile", "SB3": "SB3", "SBX": "SBX"}
-    ratios = {"eager / SB3": ("eager", "SB3"), "`--compile` / SB3": ("compile", "SB3")}
-    ratios |= {"eager / SBX": ("eager", "SBX"), "`--compile` / SBX": ("compile", "SBX")}
-    return speed_table("peers", columns, ratios)
-
-
-def against() -> str:
-    names = "eager", "eager then", "compile", "compile then"
-    ratios = {"eager: now / then": names[:2], "compile: now / then": names[2:]}
-    return speed_table("against", {name: name for name in names}, ratios)
-
-
-def scaling(part: str, unit: str) -> str:
-    """One and two of something, a column for each script."""
-    found, rows = speeds(part), []
-    if not found:
-        return "Not measured yet."
-    names = f"1 {unit}", f"2 {unit}{'es' if unit == 'process' else 's'}"
-    for name in names:
-        rows.append([name, *(rounded(statistics.median(x[name])) for x in found.values())])
-    one, two = ([x[name] for x in found.values()] for name in names)
-    rows.append(["ratio", *(ratio(y, x) for x, y in zip(one, two))])
-    return table(["", *found], rows)
-
-
-def start() -> str:
-    """Seconds until the first step + from there until the first update is done."""
-    first, update = (speeds("start", f"until the first {x}") for x in ("step", "update"))
-    rows = []
-    for variant, name in ("eager", "eager"), ("compile", "`--compile`"):
-        pairs = ((first[x].get(variant), update[x].get(variant)) for x in first)
-        sums = (
-            " + ".join(f"{statistics.median(y):.1f}" for y in x) if x[0] else "-" for x in pairs
-        )
-        rows.append([name, *sums])
-    return table(["", *first], rows)
-
-
-# ── Figures ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def curves(script: str, env_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (K,) and each seed's training return (seeds, K), smoothed over 5 % of the steps."""
-    shown, found = {row["seed"] for row in cells().get((script, env_id), [])}, {}
+def points(script: str, env_id: str) -> list[np.ndarray]:
+    """For each seed (points, 3): steps, seconds, and the mean training return in a hundredth."""
+    runs = {row["seed"]: row for row in cells().get((script, env_id), [])}
+    found = {}
     for row in read(RESULTS / "curves" / f"{script}__{env_id}.csv"):
-        if row["seed"] in shown:
-            found.setdefault(row["seed"], {})[int(row["step"])] = float(row["return"])
+        if run := runs.get(row["seed"]):
+            step = float(row["step"])
+            # Older curves have no seconds: all steps of the run then count as equally long.
+            seconds = row.get("seconds") or step / float(run["steps"]) * float(run["seconds"])
+            found.setdefault(row["seed"], []).append((step, float(seconds), float(row["return"])))
+    return [np.array(sorted(rows)) for rows in found.values()]
+
+
+def on_the_way(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
+    """A cell: the training return on the way, of runs of 1,000,000 steps."""
+    lines = []
+    for step in (200_000, 300_000, 500_000):
+        numbers = [run[run[:, 0] <= step][-1, 2] for run in points(script, env_id)]
+        lines.append(f"{steps_label(step)}: {spread(numbers)}")
+    return "<br>".join(lines) if steps_of(rows) >= 1_000_000 else "-"
+
+
+def curves(script: str, env_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Steps (K,), seconds (K,), and returns (seeds, K), smoothed over 5 % of the steps."""
+    found = points(script, env_id)
     if not found:
-        return np.empty(0), np.empty((0, 0))
-    end = max(max(points) for points in found.values())
-    steps = np.arange(max(min(points) for points in found.values()), end + 1, end / 100)
-    rows = []
-    for points in found.values():
-        x, y = np.array(sorted(points.items())).T
-        near = [y[np.abs(x - step) <= end / 40] for step in steps]
-        rows.append([y.mean() if len(y) > 1 else z for y, z in zip(near, np.interp(steps, x, y))])
-    return steps, np.array(rows)
+        return None
+    end = max(x[-1, 0] for x in found)
+    steps = np.arange(max(x[0, 0] for x in found), end + 1, end / 100)
+    seconds = np.mean([np.interp(steps, x[:, 0], x[:, 1]) for x in found], 0)
+    returns = [np.interp(steps, x[:, 0], x[:, 2]) for x in found]
+    padded = np.pad(returns, ((0, 0), (2, 2)), "reflect")
+    return steps, seconds, np.lib.stride_tricks.sliding_window_view(padded, 5, axis=1).mean(-1)
+
+
+def draw(axis: plt.Axes, x: np.ndarray, y: np.ndarray, script: str) -> str:
+    """A line in the script's colour, dashed for its peer; returns the colour."""
+    colour = COLOURS[OURS.index(script.removeprefix("sb3_"))]
+    axis.plot(x, y, "--" if script in PEERS else "-", color=colour, label=label(script))
+    axis.spines[["top", "right"]].set_visible(False)
+    return colour
 
 
 def curves_figure(path: Path, panels: list[list[tuple[str, list[str]]]]) -> None:
     """A grid of panels (environment, scripts): mean of the seeds, and the range of all seeds."""
-    plt.rcParams["font.size"] = 10
-    size = (10, 0.9 + 3.2 * len(panels))
-    grid = dict(figsize=size, layout="constrained", squeeze=False)
-    figure, axes = plt.subplots(len(panels), len(panels[0]), **grid)
-    handles = {}
-    for axis, (env_id, scripts) in zip(axes.flat, sum(panels, [])):
+    size, shape = (10, 0.9 + 3.2 * len(panels)), (len(panels), len(panels[0]))
+    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+    shown = {}
+    for axis, (env_id, scripts) in zip(axes.flat, [panel for row in panels for panel in row]):
         for script in scripts:
-            steps, values = curves(script, env_id)
-            if not len(steps):
+            if not (found := curves(script, env_id)):
                 continue
-            peer = script in PEERS
-            colour = plt.get_cmap("tab10")(OURS.index(script.removeprefix("sb3_")))
-            style = dict(color=colour, linewidth=1.8, linestyle="--" if peer else "-")
-            (handles[label(script)],) = axis.plot(steps, values.mean(0), **style)
-            if not peer:
+            steps, _, values = found
+            colour = draw(axis, steps, values.mean(0), script)
+            if script not in PEERS:
                 band = values.min(0), values.max(0)
                 axis.fill_between(steps, *band, color=colour, alpha=0.15, linewidth=0)
-            if best := published().get((script, env_id)):
-                place = dict(color=colour, clip_on=False, transform=axis.get_yaxis_transform())
-                axis.plot(1.02, float(best["value"]), marker="<", markersize=6, **place)
-        kind = "off-policy" if scripts[0].removeprefix("sb3_") in OFF_POLICY else "on-policy"
-        axis.set_title(f"{env_id}, {kind}", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
+            if best := PUBLISHED.get((script, env_id)):
+                place = {"clip_on": False, "transform": axis.get_yaxis_transform()}
+                axis.plot(1.02, float(best["value"]), "<", color=colour, **place)
+        shown |= dict(zip(*reversed(axis.get_legend_handles_labels())))
+        axis.set_title(
+            f"{env_id}, {'off' if scripts[0] in OFF_POLICY else 'on'}-policy", fontsize=10
+        )
         axis.xaxis.set_major_locator(plt.MaxNLocator(4))
         axis.xaxis.set_major_formatter(steps_label)
         axis.margins(x=0)
     figure.supxlabel("environment steps", fontsize=10)
     figure.supylabel("training return, smoothed over 5 % of the steps", fontsize=10)
-    names = sorted(handles, key=[label(x) for x in ORDER].index)
-    marks = [plt.Rectangle((0, 0), 1, 1, color="grey", alpha=0.3)]
-    marks.append(plt.Line2D([], [], color="grey", marker="<", linestyle=""))
-    names += ["range of all seeds", "best published"]
-    shown = [handles.get(name) or marks.pop(0) for name in names]
-    figure.legend(shown, names, loc="outside upper center", ncols=min(len(names), 6), fontsize=10)
+    shown["range of all seeds"] = plt.Rectangle((0, 0), 1, 1, color="grey", alpha=0.3)
+    shown["best published"] = plt.Line2D([], [], color="grey", marker="<", linestyle="")
+    figure.legend(shown.values(), shown, loc="outside upper center", ncols=min(len(shown), 6))
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-def speed_figure(path: Path) -> None:
-    """Bars: medians of steps per second."""
-    found = speeds("peers")
-    variants = {"SB3": "#b0b6bd", "SBX": "#6d747c", "eager": "#6fa8dc", "compile": "#1c4587"}
-    variants = {x: y for x, y in variants.items() if any(x in z for z in found.values())}
-    names = {"eager": "ours", "compile": "ours, --compile"}
-    figure, axes = plt.subplots(2, 1, figsize=(12, 7), layout="constrained")
-    for axis, off_policy in zip(axes, (False, True)):
-        scripts = [x for x in found if (x in OFF_POLICY) == off_policy]
-        for place, script in enumerate(scripts):
-            shown = [x for x in variants if x in found[script]]
-            for shift, variant in enumerate(shown):
-                height = statistics.median(found[script][variant])
-                x = place + 0.21 * (shift - (len(shown) - 1) / 2)
-                bar = axis.bar(x, height, 0.2, color=variants[variant])
-                axis.bar_label(bar, [rounded(height)], fontsize=8, padding=1)
-        axis.set_xticks(range(len(scripts)), [label(x) for x in scripts])
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_ylabel("steps per second")
-        kind = "off-policy, one update a step" if off_policy else "on-policy"
-        axis.set_title(f"HalfCheetah-v4, one CPU thread, {kind}", fontsize=10)
-    bars = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in variants.values()]
-    figure.legend(
-        bars, [names.get(x, x) for x in variants], loc="outside upper center", ncols=4, fontsize=10
+def steps_and_seconds(path: Path, env_id: str, goal: float) -> None:
+    """Mean training returns of all scripts over steps and over time; who is first at the goal."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
+    reached = []  # (steps, minutes, script)
+    for script in OURS:
+        if found := curves(script, env_id):
+            steps, seconds, values = found
+            draw(axes[0], steps, values.mean(0), script)
+            draw(axes[1], seconds / 60, values.mean(0), script)
+            if values.mean(0).max() >= goal:
+                first = np.argmax(values.mean(0) >= goal)
+                reached.append((steps[first], seconds[first] / 60, label(script)))
+    steps, _, by_steps = min(reached)
+    _, minutes, by_time = min(reached, key=lambda x: x[1])
+    figure.suptitle(
+        f"To a return of {goal:,} on {env_id}, {by_steps} needs the fewest steps "
+        f"({steps_label(round(steps, -4))}), {by_time} the least time ({minutes:.1f} minutes)"
     )
+    axes[0].set(xlabel="environment steps", ylabel="training return")
+    axes[0].xaxis.set_major_formatter(steps_label)
+    axes[1].set(xlabel="minutes of training", xscale="log")
+    axes[1].xaxis.set_major_formatter("{x:g}")
+    for axis in axes:
+        axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-# ── Pages ─────────────────────────────────────────────────────────────────────────────────────────
+# ── Pages and headers ─────────────────────────────────────────────────────────────────────────────
 
+WAY = "on the way: training return of the episodes that ended in the last 10,000 steps"
 TABLES = {
-    "returns": lambda: returns(MUJOCO),
-    "classic": lambda: returns(CLASSIC),
-    "commits": commits,
+    "evaluated": lambda: returns(OURS, MUJOCO, short),
+    "returns": lambda: returns(ORDER, MUJOCO, long),
+    "classic": lambda: returns(ORDER, CLASSIC, long),
+    "codes": codes,
+    "on_the_way": lambda: returns(OFF_POLICY, MUJOCO, on_the_way, WAY),
+    "probabilities": probabilities,
     "ablations": ablations.table,
     "language": language.table,
-    "peers": peers,
-    "against": against,
-    "torchrun": lambda: scaling("torchrun", "process"),
-    "threads": lambda: scaling("threads", "thread"),
-    "start": start,
 }
-PAGES = {"README.md": ["returns"], "notes.md": ["against", "threads", "start"]}
-PAGES["benchmarks.md"] = [name for name in TABLES if name not in PAGES["notes.md"]]
+TABLES |= {part: partial(speed_table, part) for part in SPEED}
+PAGES = ["README.md", "benchmarks.md", "notes.md"]
+PAGES += [f"{script}.py" for script in (*OURS, "rlhf", "grpo")]
+RUN_LINE = r"(?m)^    (evaluated|the judge's score rises) .* \(\d+ seeds, see benchmarks\.md\)$"
 
 
-def fill(text: str, name: str, content: str) -> str:
-    """Puts the content between <!-- name --> and <!-- /name -->."""
-    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    assert len(re.findall(pattern, text, re.S)) == 1, f"there is no single place for {name}"
-    return re.sub(pattern, lambda match: match[1] + content + "\n" + match[2], text, flags=re.S)
+def replaced(pattern: str, new: str, text: str) -> str:
+    assert len(re.findall(pattern, text)) == 1, f"there is no single place for: {new}"
+    return re.sub(pattern, lambda match: new, text)
+
+
+def filled(page: str) -> str:
+    """The page's text with what results/ have now: a script's line, or the tables of a page."""
+    text = (ROOT / page).read_text()
+    if page.endswith(".py"):
+        return replaced(RUN_LINE, run_line(page.removesuffix(".py")), text)
+    for name in re.findall(r"(?m)^<!-- (\w+) -->$", text):
+        text = replaced(rf"(?<=<!-- {name} -->\n)(.+\n)*", f"{TABLES[name]()}\n".lstrip(), text)
+    return text
 
 
 def main() -> None:
     off_policy = [script for script in ORDER if script.removeprefix("sb3_") in OFF_POLICY]
-    on_policy = [script for script in ORDER if script not in off_policy]
-    kinds = on_policy, off_policy
-    curves_figure(RESULTS / "halfcheetah.png", [[(MUJOCO[0], scripts) for scripts in kinds]])
+    kinds = [script for script in ORDER if script not in off_policy], off_policy
     mujoco = [[(env_id, scripts) for env_id in MUJOCO] for scripts in kinds]
+    classic = [[(env_id, kinds[0]) for env_id in CLASSIC[:2]]]
+    classic += [[(CLASSIC[2], scripts) for scripts in kinds]]
+    curves_figure(RESULTS / "halfcheetah.png", [[(MUJOCO[0], scripts) for scripts in kinds]])
     curves_figure(RESULTS / "returns.png", mujoco)
-    classic = [[("CartPole-v1", on_policy), ("Acrobot-v1", on_policy)]]
-    classic += [[("Pendulum-v1", scripts) for scripts in kinds]]
     curves_figure(RESULTS / "classic_control.png", classic)
-    speed_figure(RESULTS / "speed.png")
+    steps_and_seconds(RESULTS / "steps_and_seconds.png", MUJOCO[0], goal=5000)
     language.figure(RESULTS / "language.png")
-    for page, names in PAGES.items():
-        text = (ROOT / page).read_text()
-        for name in names:
-            text = fill(text, name, TABLES[name]())
-        (ROOT / page).write_text(text)
+    for page in PAGES:
+        (ROOT / page).write_text(filled(page))
 
 
 if __name__ == "__main__":

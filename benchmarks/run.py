@@ -3,15 +3,16 @@
     python benchmarks/run.py --scripts ppo trpo --env-ids HalfCheetah-v4 --seeds 301 302 303
     python benchmarks/run.py ... --print        prints the jobs, one command a line; runs nothing
 
-results/runs.csv has one row for each finished run; results/curves/<script>__<env_id>.csv has the
-training returns, one row for each hundredth of the steps. A job with a row is not run again, and an
-interrupted one resumes from its checkpoint in benchmarks/runs: repeat the command after a failure.
-The lines of --print may be run by anything (xargs, a cluster, machines that share the folder), each
-by one process only.
+results/runs.csv gets one row for each finished run, results/curves/<script>__<env_id>.csv the mean
+training return in each hundredth of its steps, and results/policies/<script>__<env_id>.pt the actor
+of the lowest seed. A job with a row is not run again, and an interrupted one resumes from its
+checkpoint in benchmarks/runs: repeat the command after a failure. The lines of --print may be run
+by anything (xargs, a cluster, machines that share the folder), each by one process only.
 """
 
 import argparse
 import csv
+import hashlib
 import json
 import math
 import os
@@ -22,16 +23,18 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "benchmarks" / "runs"  # not in the repository: the folders of unfinished runs
-KEY = "script", "env_id", "seed", "flags"
 CURVE_POINTS = 100
+MUJOCO = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
+OFF_POLICY = ["ddpg", "td3", "sac"]
 PEERS = [f"sb3_{name}" for name in ("a2c", "trpo", "ppo", "ddpg", "td3", "sac")]
 
 # Flags of a script on an environment, where they differ from the defaults, which are for MuJoCo.
@@ -57,14 +60,10 @@ FLAGS = {
         "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.95 --num-envs 8 --num-steps 256 "
         "--ent-coef 0.003"
     ),
-    **{
-        (script, env_id): "--total-timesteps 200000"
-        for script in ("ddpg", "td3", "sac")
-        for env_id in ("HalfCheetah-v4", "Hopper-v4", "Walker2d-v4")
-    },
+    **{(script, env_id): "--total-timesteps 200000" for script in OFF_POLICY for env_id in MUJOCO},
     **{
         (script, "Pendulum-v1"): "--total-timesteps 20000 --learning-starts 1000"
-        for script in ("ddpg", "td3", "sac")
+        for script in OFF_POLICY
     },
 }
 
@@ -91,6 +90,12 @@ def commit(path: str) -> str:
     last = subprocess.run([*git, "log", "-1", "--format=%h", "--", path], **options)
     same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", path], **options)
     return last.stdout.strip() + "+" * (same.returncode == 1)
+
+
+def digest(path: str) -> str:
+    """Names a script's code: its text without the header, in which report.py fills a line."""
+    code = (ROOT / path).read_text().split('"""', 2)[2]
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
 
 
 def cpu() -> str:
@@ -121,34 +126,47 @@ def append(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def thinned(episodes: list[dict[str, str]], total: int) -> list[tuple[int, float]]:
-    """(step, mean return of the episodes that ended in the hundredth of the steps before it)."""
+def thinned(episodes: list[dict[str, str]], total: int) -> list[dict[str, float]]:
+    """For each hundredth of the steps: its end, and means over the episodes that ended in it."""
     bins = {}
     for row in episodes:
         index = min(int(float(row["step"])) * CURVE_POINTS // (total + 1), CURVE_POINTS - 1)
-        bins.setdefault(index, []).append(float(row["episode_return"]))
-    return [
-        ((index + 1) * total // CURVE_POINTS, round(statistics.mean(returns), 1))
-        for index, returns in sorted(bins.items())
-    ]
+        bins.setdefault(index, []).append(row)
+    points = []
+    for index, rows in sorted(bins.items()):
+        point = {"step": (index + 1) * total // CURVE_POINTS}
+        for column, name in ("return", "episode_return"), ("seconds", "seconds"):
+            point[column] = round(statistics.mean(float(row[name]) for row in rows), 1)
+        points.append(point)
+    return points
+
+
+def keep_actor(job: dict, checkpoint: Path) -> None:
+    """Keeps the trained actor, unless runs.csv has a lower seed of the script and environment."""
+    cell = {name: job[name] for name in ("script", "env_id", "flags")}
+    rows = [row for row in read(RESULTS / "runs.csv") if cell.items() <= row.items()]
+    if all(int(job["seed"]) < int(row["seed"]) for row in rows):
+        actor = torch.load(checkpoint, "cpu", weights_only=True)["state"]["actor"]
+        path = RESULTS / "policies" / f"{job['script']}__{job['env_id']}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Copies: tensors that share memory with other networks would take all of it along.
+        torch.save({name: value.clone() for name, value in actor.items()}, path)
 
 
 def name_of(job: dict) -> str:
-    return "__".join(job[part] for part in KEY[:3])
+    return f"{job['script']}__{job['env_id']}__{job['seed']}"
 
 
 def run(job: dict, options: argparse.Namespace) -> dict:
     """Runs a job, or what is left of it; writes and returns its row.
 
     A run that diverged is not tried again: with other random numbers it might not, and would count.
-
-    Raises:
-        RuntimeError: if the run failed, with what it printed.
+    A run that failed raises a RuntimeError with what it printed.
     """
     name, words = name_of(job), command_of(job, options.eval_episodes, options.compile)
-    revision = commit(words[0])
-    # Only the same command at the same commit resumes a run.
-    folder = WORK / re.sub(r"[^\w.=+-]+", "_", " ".join([*words, revision]))
+    revision, code = commit(words[0]), digest(words[0])
+    # Only the same command of the same code resumes a run.
+    folder = WORK / re.sub(r"[^\w.=+-]+", "_", " ".join([*words, code]))
     folder.mkdir(parents=True, exist_ok=True)
     diverged = folder / "diverged.txt"
     if diverged.exists():
@@ -166,9 +184,8 @@ def run(job: dict, options: argparse.Namespace) -> dict:
     returns = summary["evaluation_returns"]
     if not returns or not math.isfinite(summary["training_return"]):
         raise RuntimeError(f"{name}: no episode has ended, in training or in the evaluation")
-    versions = {"python": platform.python_version()}
-    versions |= json.loads((run_folder / "args.json").read_text())["versions"]
-    versions |= {"mujoco": version("mujoco")}
+    stored = json.loads((run_folder / "args.json").read_text())["versions"]
+    versions = {"python": platform.python_version(), **stored, "mujoco": version("mujoco")}
     row = job | {
         "steps": summary["step"],
         "training_return": round(summary["training_return"], 1),
@@ -177,13 +194,16 @@ def run(job: dict, options: argparse.Namespace) -> dict:
         "seconds": round(summary["seconds"]),
         "resumed": "yes" if resume else "no",  # with several environments, a different run
         "commit": revision,
+        "digest": code,
         "command": shlex.join(["python", *words]),
         "versions": ", ".join(f"{package} {number}" for package, number in versions.items()),
         "cpu": cpu(),
     }
     curve = thinned(read(run_folder / "episodes.csv"), summary["step"])
-    points = [{"seed": job["seed"], "step": step, "return": value} for step, value in curve]
+    points = [{"seed": job["seed"]} | point for point in curve]
     append(RESULTS / "curves" / f"{job['script']}__{job['env_id']}.csv", points)
+    if job["script"] not in PEERS:
+        keep_actor(job, run_folder / "checkpoint.pt")
     append(RESULTS / "runs.csv", [row])
     shutil.rmtree(folder)
     return row
@@ -191,20 +211,15 @@ def run(job: dict, options: argparse.Namespace) -> dict:
 
 def is_done(job: dict, eval_episodes: int) -> bool:
     """Whether runs.csv has a row of this job, with as many episodes of evaluation."""
-    return any(
-        all(row[x] == job[x] for x in KEY)
-        and f"--eval-episodes {eval_episodes} " in row["command"] + " "
-        for row in read(RESULTS / "runs.csv")
-    )
+    rows = [row for row in read(RESULTS / "runs.csv") if job.items() <= row.items()]
+    return any(f"--eval-episodes {eval_episodes} " in row["command"] + " " for row in rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     known = {path.stem for path in ROOT.glob("*.py")} - {"rlhf", "grpo"}  # these: language.py
-    known = sorted(known) + PEERS
-    mujoco = ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"]
-    parser.add_argument("--scripts", nargs="+", choices=known, required=True)
-    parser.add_argument("--env-ids", nargs="+", default=mujoco)
+    parser.add_argument("--scripts", nargs="+", choices=sorted(known) + PEERS, required=True)
+    parser.add_argument("--env-ids", nargs="+", default=MUJOCO)
     # Not 1, 2, 3: settings were tuned on some of the low seeds (results/trials.csv).
     parser.add_argument("--seeds", nargs="+", default=["301", "302", "303"])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
@@ -227,7 +242,7 @@ def main() -> None:
             print(shlex.join(words + ["--compile"] * options.compile))
         return
     os.environ["OMP_NUM_THREADS"] = "1"
-    rows, start = [], time.time()
+    rows = []
 
     def work(job: dict) -> None:
         try:
@@ -235,13 +250,9 @@ def main() -> None:
         except Exception as error:  # the other jobs go on
             print(error if type(error) is RuntimeError else f"{name_of(job)}: {error!r}")
             return
-        left = (time.time() - start) / len(rows) * (len(jobs) - len(rows)) / 60
-        print(
-            f"[{len(rows)}/{len(jobs)}] {name_of(job)}: training {row['training_return']:,}, "
-            f"evaluation {row['evaluation_return']:,}, {row['seconds']} s; "
-            f"about {left:.0f} min left",
-            flush=True,
-        )
+        numbers = f"training {row['training_return']:,}, evaluation {row['evaluation_return']:,}"
+        done = f"[{len(rows)}/{len(jobs)}] {name_of(job)}"
+        print(f"{done}: {numbers}, {row['seconds']} s", flush=True)
 
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(work, jobs))

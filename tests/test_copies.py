@@ -49,6 +49,7 @@ FAMILIES = {
     "Critic": [[name for name in ON_POLICY if name != "reinforce"], OFF_POLICY],
     "mlp": [ON_POLICY, OFF_POLICY],
     "Adam": [OFF_POLICY],  # ppo's clips the gradient
+    "rollout": [ROLLOUTS, LANGUAGE],
 }
 DIFFERENT = {"Args", "train", "update", "td_target", "ppo_objective"}
 
