@@ -381,16 +381,21 @@ class Boundary(gym.Wrapper):
 
     def reset(self, **options) -> tuple:
         obs, info = self.env.reset(**options)
-        return np.asarray(obs, np.float32), info
+        return self.finite(obs, np.zeros(())), info
 
     def step(self, action: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, reward = np.asarray(obs, np.float32), np.asarray(reward, float)
+        reward = np.asarray(reward, float)
+        obs = self.finite(obs, reward)
+        return obs, reward.item(), bool(terminated), bool(truncated), info
+
+    def finite(self, obs: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        obs = np.asarray(obs, np.float32)
         if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
             where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
             values = f"observation {obs.tolist()}, reward {reward.tolist()}"
             raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
-        return obs, reward.item(), bool(terminated), bool(truncated), info
+        return obs
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:

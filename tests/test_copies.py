@@ -16,30 +16,30 @@ FILES = SCRIPTS + LANGUAGE
 
 # Lines at most, with header, comments and blank lines.
 LINES = {
-    "reinforce": 430,
-    "reinforce_baseline": 475,
-    "a2c": 500,
-    "a3c": 525,
-    "trpo": 585,
-    "ppo": 590,
-    "ddpg": 465,
-    "td3": 480,
-    "sac": 505,
-    "rlhf": 535,
-    "grpo": 515,
+    "reinforce": 485,
+    "reinforce_baseline": 545,
+    "a2c": 570,
+    "a3c": 615,
+    "trpo": 650,
+    "ppo": 680,
+    "ddpg": 545,
+    "td3": 560,
+    "sac": 595,
+    "rlhf": 625,
+    "grpo": 605,
 }
-LINES_OF_ALL_NINE, LINES_OF_PLUMBING, LINES_OF_HEADER, LINES_OF_TRAIN = 4_560, 158, 50, 110
+LINES_OF_ALL_NINE, LINES_OF_PLUMBING, LINES_OF_HEADER, LINES_OF_TRAIN = 5_220, 206, 50, 110
 
 # `git diff --numstat` without the headers: lines removed and added at most.
 DIFFERENCES = {
-    ("reinforce", "reinforce_baseline"): (10, 58),
-    ("reinforce_baseline", "a2c"): (85, 112),
-    ("a2c", "a3c"): (55, 85),
-    ("a2c", "trpo"): (68, 150),
-    ("a2c", "ppo"): (55, 155),
-    ("ddpg", "td3"): (29, 42),
-    ("td3", "sac"): (52, 76),
-    ("rlhf", "grpo"): (48, 32),
+    ("reinforce", "reinforce_baseline"): (12, 70),
+    ("reinforce_baseline", "a2c"): (89, 114),
+    ("a2c", "a3c"): (53, 97),
+    ("a2c", "trpo"): (66, 147),
+    ("a2c", "ppo"): (64, 178),
+    ("ddpg", "td3"): (25, 38),
+    ("td3", "sac"): (51, 79),
+    ("rlhf", "grpo"): (52, 34),
 }
 
 # A top-level definition with one name has one text, except that these names stand for one thing in
@@ -154,7 +154,7 @@ def test_plumbing_of_language_models():
     texts = [plumbing(script).replace("total_responses", "total_timesteps") for script in LANGUAGE]
     assert texts[0] == texts[1]
     others = set(plumbing("ppo").splitlines())
-    assert len([line for line in texts[0].splitlines() if line not in others]) <= 24
+    assert len([line for line in texts[0].splitlines() if line not in others]) <= 32
 
 
 def test_same_arguments():

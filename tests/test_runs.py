@@ -324,7 +324,7 @@ def test_evaluation_alone(script, capsys):
     assert contents(folder, *names) == before
     assert_same_state(state, state_of(folder))
     returns = json.loads(before["summary.json"])["evaluation_returns"]
-    assert f"evaluation_return {returns[0]:,.1f}" in capsys.readouterr().out
+    assert f"evaluation_return {returns[0]:,.7g}" in capsys.readouterr().out
     assert len(list(folder.glob("videos/*.mp4"))) == 1
 
 
