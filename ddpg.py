@@ -208,7 +208,6 @@ def train(args: Args) -> Path:
     env = make_env(args.env_id)
     env.reset(seed=10**6 * args.seed)  # once; later resets draw from env's generator
     spaces = env.observation_space, env.action_space
-    action_size = env.action_space.low.size
 
     # 1. Initialise the policy θ, the critic w, and their targets θ' = θ, w' = w.
     actor = Actor(*spaces).to(device)
@@ -221,6 +220,7 @@ def train(args: Args) -> Path:
         "actor_adam": Adam(actor.parameters(), args.policy_lr).to(device),
         "critic_adam": Adam(critic.parameters(), args.q_lr).to(device),
     }
+    action_size = env.action_space.low.size
     buffer_size = min(args.buffer_size, max(args.total_timesteps, 1))
     buffer = ReplayBuffer(buffer_size, env.observation_space.shape[0], action_size, device)
 
@@ -365,16 +365,21 @@ class Boundary(gym.Wrapper):
 
     def reset(self, **options) -> tuple:
         obs, info = self.env.reset(**options)
-        return np.asarray(obs, np.float32), info
+        return self.finite(obs, np.zeros(())), info
 
     def step(self, action: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, reward = np.asarray(obs, np.float32), np.asarray(reward, float)
+        reward = np.asarray(reward, float)
+        obs = self.finite(obs, reward)
+        return obs, reward.item(), bool(terminated), bool(truncated), info
+
+    def finite(self, obs: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        obs = np.asarray(obs, np.float32)
         if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
             where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
             values = f"observation {obs.tolist()}, reward {reward.tolist()}"
             raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
-        return obs, reward.item(), bool(terminated), bool(truncated), info
+        return obs
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
@@ -462,7 +467,7 @@ class Run:
             self.wandb.log({"step": step} | {f"{table}/{name}": x for name, x in row.items()})
         if table == "episodes":
             self.returns.append(row["episode_return"])
-            self.bar.set_postfix_str(f"return {np.mean(self.returns):,.1f}", refresh=False)
+            self.bar.set_postfix_str(f"return {np.mean(self.returns):,.5g}", refresh=False)
         self.bar.update(min(step, self.bar.total) - self.bar.n)
 
     def save(self, step: int, now: bool = False) -> None:
@@ -510,7 +515,7 @@ class Run:
         returns = evaluate(actor, env, self.args.eval_episodes, seed)
         means = dict(training_return=self.returns, evaluation_return=returns)
         summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
-        print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
+        print(", ".join(f"{name} {x:,.7g}" for name, x in summary.items()))
         if not self.only_evaluates:
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))

@@ -499,16 +499,21 @@ class Boundary(gym.Wrapper):
 
     def reset(self, **options) -> tuple:
         obs, info = self.env.reset(**options)
-        return np.asarray(obs, np.float32), info
+        return self.finite(obs, np.zeros(())), info
 
     def step(self, action: np.ndarray) -> tuple:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, reward = np.asarray(obs, np.float32), np.asarray(reward, float)
+        reward = np.asarray(reward, float)
+        obs = self.finite(obs, reward)
+        return obs, reward.item(), bool(terminated), bool(truncated), info
+
+    def finite(self, obs: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        obs = np.asarray(obs, np.float32)
         if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
             where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
             values = f"observation {obs.tolist()}, reward {reward.tolist()}"
             raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
-        return obs, reward.item(), bool(terminated), bool(truncated), info
+        return obs
 
 
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
@@ -596,7 +601,7 @@ class Run:
             self.wandb.log({"step": step} | {f"{table}/{name}": x for name, x in row.items()})
         if table == "episodes":
             self.returns.append(row["episode_return"])
-            self.bar.set_postfix_str(f"return {np.mean(self.returns):,.1f}", refresh=False)
+            self.bar.set_postfix_str(f"return {np.mean(self.returns):,.5g}", refresh=False)
         self.bar.update(min(step, self.bar.total) - self.bar.n)
 
     def save(self, step: int, now: bool = False) -> None:
@@ -644,7 +649,7 @@ class Run:
         returns = evaluate(actor, env, self.args.eval_episodes, seed)
         means = dict(training_return=self.returns, evaluation_return=returns)
         summary |= {name: float(np.mean(values)) for name, values in means.items() if values}
-        print(", ".join(f"{name} {round(x, 1):,}" for name, x in summary.items()))
+        print(", ".join(f"{name} {x:,.7g}" for name, x in summary.items()))
         if not self.only_evaluates:
             content = summary | {"evaluation_returns": returns}
             (self.folder / "summary.json").write_text(json.dumps(content, indent=2))

@@ -1,5 +1,5 @@
 """The text of the scripts: what is the same in several of them, labels, sizes, and that each stands
-alone."""
+alone. `python tests/test_copies.py --fix ppo` copies the plumbing of ppo.py into the other eight."""
 
 import ast
 import importlib
@@ -10,59 +10,46 @@ import sys
 import tokenize
 
 import pytest
-from conftest import EPISODIC, LANGUAGE, OFF_POLICY, ON_POLICY, ROOT, SCRIPTS
+from conftest import LABEL, LANGUAGE, OFF_POLICY, ON_POLICY, ROLLOUTS, ROOT, SCRIPTS, TESTS
 
 FILES = SCRIPTS + LANGUAGE
 
 # Lines at most, with header, comments and blank lines.
-LINES = dict(
-    reinforce=415, reinforce_baseline=465, a2c=515, a3c=512, trpo=570, ppo=550,
-    ddpg=460, td3=475, sac=500, rlhf=591, grpo=572,
-)  # fmt: skip
-LINES_OF_TRAIN, LINES_OF_HEADER, LINES_OF_PLUMBING = 110, 50, 147
+LINES = {
+    "reinforce": 485,
+    "reinforce_baseline": 545,
+    "a2c": 570,
+    "a3c": 615,
+    "trpo": 650,
+    "ppo": 680,
+    "ddpg": 545,
+    "td3": 560,
+    "sac": 595,
+    "rlhf": 625,
+    "grpo": 605,
+}
+LINES_OF_ALL_NINE, LINES_OF_PLUMBING, LINES_OF_HEADER, LINES_OF_TRAIN = 5_220, 206, 50, 110
 
 # `git diff --numstat` without the headers: lines removed and added at most.
 DIFFERENCES = {
-    ("reinforce", "reinforce_baseline"): (9, 57),
-    ("reinforce_baseline", "a2c"): (94, 147),
-    ("a2c", "a3c"): (82, 85),
-    ("a2c", "trpo"): (106, 160),
-    ("a2c", "ppo"): (94, 133),
-    ("ddpg", "td3"): (29, 42),
-    ("td3", "sac"): (57, 78),
-    ("rlhf", "grpo"): (51, 32),
+    ("reinforce", "reinforce_baseline"): (12, 70),
+    ("reinforce_baseline", "a2c"): (89, 114),
+    ("a2c", "a3c"): (53, 97),
+    ("a2c", "trpo"): (66, 147),
+    ("a2c", "ppo"): (64, 178),
+    ("ddpg", "td3"): (25, 38),
+    ("td3", "sac"): (51, 79),
+    ("rlhf", "grpo"): (52, 34),
 }
 
-# Top-level definitions that are the same to the letter in these scripts; the others lack them.
-WITH_V, ROLLOUTS = ON_POLICY[1:], ["a2c", "a3c", "trpo", "ppo"]
-SAME = {
-    "policy_gradient_loss": ["reinforce", "reinforce_baseline", "a2c", "a3c"],
-    "discounted_returns": EPISODIC,
-    "play_episode": EPISODIC,
-    "n_step_advantages": ["a2c", "a3c"],
-    "actor_critic_loss": ["a2c", "a3c"],
-    "gae": ["trpo", "ppo", "rlhf"],
-    "clipped_surrogate": ["ppo", *LANGUAGE],
-    "compiled": ["ppo", *OFF_POLICY],
-    "ReplayBuffer": OFF_POLICY,
-    "polyak_update": OFF_POLICY,
-    "deterministic_policy_loss": ["ddpg", "td3"],
-}
-# All of the language, of the reward model and of what is measured.
-NAMES = """judge writers generate response_mask decode judge_scores Transformer RewardModel
-token_log_probs sft_loss bradley_terry_loss best_objective train_supervised Stages collect agreement
-measure show"""
-SAME |= {name: LANGUAGE for name in NAMES.split()}
-# The same name stands for one thing in the on-policy scripts and for another in the others. In a2c
-# the statistics are those of all processes; ppo's Adam clips the gradient.
-SAME_IN_A_FAMILY = {
-    "RunningNorm": [[x for x in ON_POLICY if x != "a2c"]],
-    "mlp": [ON_POLICY, OFF_POLICY],
-    "Adam": [OFF_POLICY],
-    "rollout": [ROLLOUTS, LANGUAGE],
-    "evaluate": [SCRIPTS, LANGUAGE],
+# A top-level definition with one name has one text, except that these names stand for one thing in
+# some scripts and for another in others, and the last ones for something new in each.
+FAMILIES = {
     "Actor": [ON_POLICY, ["ddpg", "td3"]],
-    "Critic": [WITH_V, OFF_POLICY],
+    "Critic": [[name for name in ON_POLICY if name != "reinforce"], OFF_POLICY],
+    "mlp": [ON_POLICY, OFF_POLICY],
+    "Adam": [OFF_POLICY],  # ppo's clips the gradient
+    "rollout": [ROLLOUTS, LANGUAGE],
 }
 DIFFERENT = {"Args", "train", "update", "td_target", "ppo_objective"}
 
@@ -71,15 +58,13 @@ RULERS = [
     "Language",
     "Networks",
     "Equations",
-    "Several processes",
     "Replay buffer",
     "Algorithm",
-]
-PLUMBING = [
+    "Several processes",
+    "One compiled graph",
     "Plumbing: the same text in every script",
     "Plumbing: the same text in rlhf.py and grpo.py",
 ]
-RULERS += PLUMBING
 TRAPS = {  # the sentence, and words by which another wording of it would be found
     "V(s') = 0 only if terminated; a time limit still bootstraps.": r"# .*only if terminated",
     "The target is a constant: no gradient flows through it.": r"# .*target is a constant",
@@ -87,7 +72,6 @@ TRAPS = {  # the sentence, and words by which another wording of it would be fou
     "Sum log-probabilities over action dimensions: (B, A) → (B,).": r"# .*[Ss]um log",
     "next_obs is the true successor, even when the env has just been reset.": r"# .*true successor",
 }
-LABEL = re.compile(r"\[((?:AC|CS|L3|L10|P7|X)-[\w./]+)\]")
 
 
 def source(script: str) -> str:
@@ -98,8 +82,22 @@ def without_header(script: str) -> str:
     return source(script).split('"""', 2)[2]
 
 
+PLUMBING = re.compile("# ── Plumbing: .*─\n")
+
+
 def plumbing(script: str) -> str:
-    return re.split("# ── Plumbing: .*─\n", source(script))[1]
+    return PLUMBING.split(source(script))[1]
+
+
+def fix(script: str) -> None:
+    """Copies the plumbing of a script into the other eight."""
+    for other in SCRIPTS:
+        start = PLUMBING.search(source(other)).end()
+        (ROOT / f"{other}.py").write_text(source(other)[:start] + plumbing(script))
+
+
+def header(script: str) -> str:
+    return source(script).split('"""')[1]
 
 
 def definitions(script: str) -> dict[str, str]:
@@ -126,29 +124,22 @@ def comments_on_code(script: str) -> str:
 # ── The same text ─────────────────────────────────────────────────────────────────────────────────
 
 
-def assert_same(name: str, scripts: list[str]) -> None:
+def repeated() -> list[tuple[str, list[str]]]:
+    """The names that several scripts define, above the plumbing, and these scripts."""
+    defined = {}
+    for script in FILES:
+        for name in definitions(script).keys() - set(
+            re.findall(r"(?m)^(?:def|class) (\w+)", plumbing(script))
+        ):
+            defined.setdefault(name, []).append(script)
+    groups = [(name, x) for name, scripts in defined.items() for x in FAMILIES.get(name, [scripts])]
+    return sorted((name, x) for name, x in groups if len(x) > 1 and name not in DIFFERENT)
+
+
+@pytest.mark.parametrize("name, scripts", repeated())
+def test_same_definitions(name, scripts):
     texts = {script: definitions(script)[name] for script in scripts}
-    first = texts[scripts[0]]
-    assert {script: first for script in scripts} == texts
-
-
-@pytest.mark.parametrize("name", SAME)
-def test_same_definitions(name):
-    assert [script for script in FILES if name in definitions(script)] == SAME[name]
-    assert_same(name, SAME[name])
-
-
-@pytest.mark.parametrize("name, scripts", [(n, s) for n, x in SAME_IN_A_FAMILY.items() for s in x])
-def test_same_definitions_in_a_family(name, scripts):
-    assert_same(name, scripts)
-
-
-def test_statistics_of_a2c():
-    """Its RunningNorm is the others', with the two means over all processes."""
-    text = definitions("a2c")["RunningNorm"]
-    assert text.count("all_mean(") == 2
-    text = re.sub(r"= all_mean\((.+)\)$", r"= \1", text, flags=re.M)
-    assert text == definitions("ppo")["RunningNorm"]
+    assert {script: texts[scripts[0]] for script in scripts} == texts
 
 
 def test_same_plumbing():
@@ -163,15 +154,7 @@ def test_plumbing_of_language_models():
     texts = [plumbing(script).replace("total_responses", "total_timesteps") for script in LANGUAGE]
     assert texts[0] == texts[1]
     others = set(plumbing("ppo").splitlines())
-    assert len([line for line in texts[0].splitlines() if line not in others]) <= 24
-
-
-def test_no_other_repetition_goes_unwatched():
-    """What stands in several scripts is in a table above, or is plumbing."""
-    names = [name for script in FILES for name in definitions(script)]
-    repeated = {name for name in names if names.count(name) > 1}
-    defined = set(re.findall(r"^(?:def|class) (\w+)", plumbing("ppo"), re.M))
-    assert repeated <= SAME.keys() | SAME_IN_A_FAMILY.keys() | DIFFERENT | defined
+    assert len([line for line in texts[0].splitlines() if line not in others]) <= 32
 
 
 def test_same_arguments():
@@ -184,7 +167,7 @@ def test_same_arguments():
         assert line.strip().startswith("resume")
     assert all(len(texts) == 1 for texts in lines.values()), lines
     for script in SCRIPTS:  # each has its comment, which becomes the text of --help
-        fields = re.findall(r"^    \w+: .+$", definitions(script)["Args"], re.M)
+        fields = re.findall(r"(?m)^    \w+: .+$", definitions(script)["Args"])
         module = importlib.import_module(script)
         assert len(fields) == len(inspect.signature(module.Args).parameters)
         assert all(re.search(r"  # \S", line) for line in fields)
@@ -210,22 +193,45 @@ def test_sizes(script):
     text = source(script)
     assert len(text.splitlines()) <= LINES[script]
     assert max(map(len, text.splitlines())) <= 100
-    assert len(text.split('"""')[1].splitlines()) <= LINES_OF_HEADER
+    assert len(header(script).splitlines()) <= LINES_OF_HEADER
     assert len(definitions(script)["train"].splitlines()) <= LINES_OF_TRAIN
+
+
+def test_size_of_the_nine():
+    assert sum(len(source(script).splitlines()) for script in SCRIPTS) <= LINES_OF_ALL_NINE
 
 
 @pytest.mark.parametrize("script", FILES)
 def test_order_of_the_file(script):
-    rulers = re.findall(r"^# ── (.+?) ─+$", source(script), re.M)
-    assert rulers == [ruler for ruler in RULERS if ruler in rulers]
-    expected = {"Arguments", "Networks", "Equations", "Algorithm", PLUMBING[script in LANGUAGE]}
+    """The rulers; the policy and its critic first; the header's headings."""
+    rulers = re.findall(r"(?m)^# ── (.+?) ─+$", source(script))
+    expected = {"Arguments", "Networks", "Equations", "Algorithm", RULERS[-1 - (script in SCRIPTS)]}
     expected |= {"Replay buffer"} if script in OFF_POLICY else set()
     expected |= {"Language"} if script in LANGUAGE else set()
-    assert expected == set(rulers) - {"Several processes"}
-    headings = "Idea Equations Algorithm Not Run".split()
-    header = source(script).split('"""')[1]
-    found = re.findall(rf"^({'|'.join(headings)})\b", header, re.M)
-    assert found == headings
+    expected |= {"Several processes"} if script == "ppo" else set()
+    expected |= {"One compiled graph"} if script in ["ppo", *OFF_POLICY] else set()
+    assert rulers == [ruler for ruler in RULERS if ruler in expected]
+    if script in SCRIPTS:
+        networks = source(script).split("# ── Networks")[1].split("\n# ──")[0]
+        names = re.findall(r"(?m)^(?:class|def) (\w+)", networks)
+        first = ["Actor"] if script == "reinforce" else ["Actor", "Critic"]
+        assert names[: len(first)] == first
+    headings = ["Idea", "Equations", "Algorithm", "Not", "Run"]
+    assert re.findall(rf"(?m)^({'|'.join(headings)})\b", header(script)) == headings
+
+
+@pytest.mark.parametrize("script", FILES)
+def test_what_is_not_in_the_text(script):
+    """Each entry of the header's list has a number, from 1 on, and each number stands in the code;
+    "as in X.py, and" goes on from X's last number."""
+    numbers, first = [], script
+    while first:
+        section = header(first).split("\nNot in the text")[1].split("\n\n")[0]
+        numbers = [int(x) for x in re.findall(r"(?m)^ +\[impl (\d+)\]", section)] + numbers
+        first = next(iter(re.findall(r"as in (\w+)\.py, and", section)), None)
+    assert numbers == list(range(1, len(numbers) + 1)) and numbers
+    code = re.findall(r"\[impl ?(\d*)\]", without_header(script))
+    assert {*map(str, numbers)} == {*code}
 
 
 @pytest.mark.parametrize("script", FILES)
@@ -240,13 +246,13 @@ def test_imports_nothing_of_this_project(script):
 @pytest.mark.parametrize("script", FILES)
 def test_steps_of_the_algorithm(script):
     """The header's numbers 1, 2, ... stand as comments in the code, in that order."""
-    header, parts = source(script).split('"""')[1], definitions(script)
-    box = header[header.index("\nAlgorithm") :].split("\n\n")[0]
-    numbers = [int(number) for number in re.findall(r"^ +(\d+)\. ", box, re.M)]
+    parts = definitions(script)
+    box = header(script).split("\nAlgorithm")[1].split("\n\n")[0]
+    numbers = [int(number) for number in re.findall(r"(?m)^ +(\d+)\. ", box)]
     assert numbers == list(range(1, len(numbers) + 1)) and numbers
     code = "".join(parts.get(name, "") for name in ("train", "work", "update"))
     # One comment may cover two steps that one line of code does.
-    assert [int(number) for number in re.findall(r"^ +# (\d+)\. ", code, re.M)] == numbers
+    assert [int(number) for number in re.findall(r"(?m)^ +# (\d+)\. ", code)] == numbers
 
 
 @pytest.mark.parametrize("script", FILES)
@@ -283,8 +289,7 @@ def equations_of(script: str) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize("script", FILES)
 def test_equations_are_stated_as_in_the_header(script):
     """The first docstring line has the header's equation, and a line of code carries its label."""
-    header = source(script).split('"""')[1]
-    stated = dict(re.findall(r"^ +\[([\w./-]+)\] +(.+?)(?:   .*)?$", header, re.M))
+    stated = dict(re.findall(r"(?m)^ +\[([\w./-]+)\] +(.+?)(?:   .*)?$", header(script)))
     assert len(equations_of(script)) >= 2
     for label, equation, text in equations_of(script):
         assert equation == stated[label].removesuffix(", so that"), label
@@ -316,7 +321,7 @@ def test_labels_of_the_script(script):
     and nowhere else, or beside the header's box; what it says to be told is anywhere."""
     rows, text, on_code = equation_table(), source(script), comments_on_code(script)
     assert set(LABEL.findall(text)) <= rows.keys()
-    on_code += source(script).split('"""')[1].split("\nAlgorithm")[1].split("\n")[0]  # the box
+    on_code += header(script).split("\nAlgorithm")[1].split("\n")[0]  # the box
     for label, (code, told) in rows.items():
         if script in code:
             assert f"[{label}]" in on_code, f"no line of code carries [{label}]"
@@ -324,3 +329,20 @@ def test_labels_of_the_script(script):
             assert f"[{label}]" in text, f"[{label}] is not told"
     for label in set(LABEL.findall(on_code)):
         assert script in rows[label][0] + rows[label][1], f"[{label}] is not in the table"
+
+
+def test_each_equation_has_a_test():
+    """Each label that stands on a line of code stands in a docstring of a test, which
+    `python -m pytest -k AC-09b` runs."""
+    tested = set()
+    for path in TESTS.glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                tested |= set(LABEL.findall(ast.get_docstring(node) or ""))
+    on_code = {label for script in FILES for label in LABEL.findall(comments_on_code(script))}
+    assert len(on_code) > 30 and on_code <= tested, on_code - tested
+
+
+if __name__ == "__main__":
+    assert len(sys.argv) == 3 and sys.argv[1] == "--fix", __doc__
+    fix(sys.argv[2].removesuffix(".py"))

@@ -456,6 +456,21 @@ def test_bound_of_a_table():
         assert abs(module.best_objective(samples(counts, scores), 0.0, 0.0) - 2.0) < 1e-4
 
 
+@BOTH
+@torch.no_grad()
+def test_bound_is_the_larger_estimate(script):
+    """[X-BOUND] Of the estimates from responses of π_ref and of the policy, which are too low."""
+    module = MODULES[script]
+    policy, stages = module.Transformer(len(module.WORDS)), module.Stages(10)
+    for low, score in (True, -100.0), (False, 100.0):
+        stages.scores = torch.full((8, 10), score)
+        metrics = module.evaluate(policy, stages, module.Args(eval_responses=4))
+        objective = metrics["score"] - 0.4 * metrics["kl"]
+        assert torch.isclose(metrics["share"], objective / metrics["bound"])
+        assert metrics["bound"] >= objective - 1e-5
+        assert (metrics["bound"] < 50) if low else abs(metrics["bound"] - 100) < 1e-3
+
+
 # ── Whole runs ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -595,11 +610,17 @@ def test_advantages_of_groups(monkeypatch, kl_in_loss):
 
 
 @BOTH
-def test_a_single_response(script):
-    """Its advantages have no spread, or it is alone in its group: no NaN, and no error."""
+def test_a_single_word(script, monkeypatch):
+    """A batch of one response of one word: its advantage has no spread, and that is no NaN."""
+    module, generate = MODULES[script], MODULES[script].generate
+
+    def one_word(model, prompts):
+        return tokens_of("bar .") if len(prompts) == 1 else generate(model, prompts)
+
+    monkeypatch.setattr(module, "generate", one_word)
     settings = dict(batch_size=1, group_size=1) if script == "grpo" else dict(batch_size=1)
-    rows = rows_of(train(script, total_responses=40, sft_texts=1_000, **settings))
-    assert [row["step"] for row in rows] == [*range(1, 41)]
+    rows = rows_of(train(script, total_responses=3, **settings))
+    assert [(row["step"], row["length"]) for row in rows] == [(1, 1), (2, 1), (3, 1)]
 
 
 @BOTH
