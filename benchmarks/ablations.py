@@ -44,8 +44,16 @@ VARIANTS = {
         "",
         [(VALUES, VALUES + "            targets = advantages + values\n")],
     ),
-    "no-obs-norm": ("[impl 1] observations not standardised", "", [(OBS_NORM, ""), (ACTOR_NORM, "")]),
-    "no-return-norm": ("[impl 4] values and their loss in the rewards' units", "", [(RETURN_NORM, "")]),
+    "no-obs-norm": (
+        "[impl 1] observations not standardised",
+        "",
+        [(OBS_NORM, ""), (ACTOR_NORM, "")],
+    ),
+    "no-return-norm": (
+        "[impl 4] values and their loss in the rewards' units",
+        "",
+        [(RETURN_NORM, "")],
+    ),
     "statistics-last": (
         "[impl 4] the critic's statistics move after its fit, not before",
         "",

@@ -225,7 +225,7 @@ class Source:
         """Line n as it stands in the file, and before it its card; own: on the file's own page."""
 
         def link(found: re.Match) -> str:
-            page = "" if own and found[1] in self.labels else "equations.html"
+            page = "" if own and card and found[1] in self.labels else "equations.html"
             html = f"<a href={page}#{found[1]}>{found[0]}</a>"
             return html if found[1] in EQUATIONS else found[0]
 
@@ -284,38 +284,37 @@ def write(site: Path, name: str, title: str, body: str, toc: str = "") -> None:
     )
 
 
-def write_source(site: Path, source: Source) -> None:
+def write_source(site: Path, file: Source) -> None:
     """The header as text; below it the code with its cards. A test's page is the code only."""
-    title, _, cited = source.title.rstrip(".").partition("; ")
-    copy = f"<a href={source.path.name}>copy this file</a>"
-    head = f"<p>{source.path.name}\n{len(source.raw)} lines, {copy}</p>"
+    title, _, cited = file.title.rstrip(".").partition("; ")
+    head = f"<p>{file.name}.py\n{len(file.raw)} lines, <a href={file.name}.py>copy this file</a>"
     main = section(head, f"<h1>{prose(title)}</h1><p class=cite>{escape(cited)}</p>")
     toc = "<nav class=toc aria-label='This page'>"
     listing = "<div class=part><details><summary>the header, typeset above</summary>"
-    for heading, items in source.sections.items() if source.name in SCRIPTS else ():
+    for heading, items in file.sections.items() if file.name in SCRIPTS else ():
         name, rest = re.match(r"([^\[,;:]+)[,;: ]*(.*)", heading).groups()
         slug, body, rest = name.split()[0].lower(), "", prose(rest)
         for item in items:
-            page = "equations.html" * (item.kind == "eq" and item.key not in source.labels)
+            page = "equations.html" * (item.kind == "eq" and item.key not in file.labels)
             target = item.key if item.kind == "eq" else f"{item.kind}-{item.key}"
             anchor = f" id={target}" * (item.kind == "impl")
             href = f"{page}#{target}" * bool(item.key)
             body += entry(item, href, prose(item.remark), anchor)
         if slug == "changed":
-            rest = f"<a href={LESSONS[source.name][0]}-{source.name}.html>line by line</a>"
+            rest = f"<a href={LESSONS[file.name][0]}-{file.name}.html>line by line</a>"
         main += section(f"<h2>{prose(name)}</h2><p>{rest}</p>", f"<ul>{body}</ul>", f" id={slug}")
         toc += f"<a href=#{slug}>{name}</a> "
-    for n, line in enumerate(source.raw, 1):
+    for n, line in enumerate(file.raw, 1):
         if ruler := re.match("# ── (.+?)(?:: (the same .+?))? ─", line):
             toc += f"<a href=#code-{n}>{ruler[1]}</a> "
             listing += f"</div><div class=part><h3 id=code-{n}>{ruler[1]}</h3>"
             listing += f"<details><summary>{ruler[2]}</summary>" * bool(ruler[2])
-        listing += source.line(n, card=source.name in SCRIPTS)
-        if n == source.end or n == len(source.raw) and listing.count("<details") > 1:
+        listing += file.line(n, card=file.name in SCRIPTS)
+        if n == file.end or n == len(file.raw) and listing.count("<details") > 1:
             listing += "</details>"
     code = f"<section id=code><h2>Code</h2><div class=src>{listing}</div></div></section>"
-    write(site, source.name, title, main + code, toc + "</nav>")
-    shutil.copy(source.path, site)
+    write(site, file.name, title, main + code, toc + "</nav>")
+    shutil.copy(file.path, site)
 
 
 def write_lesson(site: Path, a: Source, b: Source, what: str) -> None:
@@ -413,8 +412,8 @@ def build(site: Path) -> None:
     for test in tests:
         for name, docstring in test.docstrings.items():
             labels = set(LABEL.findall(docstring)) if name.startswith("test_") else set()
-            link = f"<a href={test.name}.html#L{test.parts[name].start}>{name[5:]}</a>"
-            found += [(len(labels), label, link.replace("_", " ")) for label in labels]
+            link = f"<a href={test.name}.html#L{test.parts[name].start}>{name[5:].replace('_', ' ')}</a>"
+            found += [(len(labels), label, link) for label in labels]
     TESTS.clear()
     for _, label, link in sorted(found):
         TESTS.setdefault(label, []).append(link)
