@@ -54,7 +54,7 @@ def check(scripts: list[str]) -> bool:
     for script, text, tests in (case for case in cases if case[0] in scripts):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, script).write_text(text)
-            words = ["-qxn0", "-k", tests, "-o", f"pythonpath={folder} . tests"]
+            words = ["-qx", "-n0", "-k", tests, "-o", f"pythonpath={folder} . tests"]
             command = [sys.executable, "-m", "pytest", *words]
             statuses.append(subprocess.run(command, cwd=ROOT, capture_output=True).returncode)
         print("noticed" if statuses[-1] == 1 else "NOT NOTICED", script, tests, flush=True)
