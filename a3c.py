@@ -389,7 +389,13 @@ def train(args: Args) -> Path:
     workers = mp.spawn(work, shared, nprocs=args.num_workers, join=False, daemon=True)
     running = True
     while running or not queue.empty():
-        running = not workers.join(timeout=0.1)  # raises the error of a worker that failed
+        try:
+            running = not workers.join(timeout=0.1)
+        except mp.ProcessRaisedException as error:  # the error of a worker that failed
+            last_line = str(error).strip().split("\n")[-1]
+            if last_line.startswith("FloatingPointError: "):  # one that Boundary explains
+                raise FloatingPointError(last_line.removeprefix("FloatingPointError: ")) from None
+            raise
         while not queue.empty():
             step, episodes, metrics = queue.get()
             for episode in episodes:
@@ -500,7 +506,7 @@ class Run:
             with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
                 self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
         if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}

@@ -431,7 +431,7 @@ class Run:
             with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
                 self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
         if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}
