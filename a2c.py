@@ -36,12 +36,12 @@ a backbone between actor and critic; here they are two networks, and only the no
 gradient is clipped.
 
 Not in the text [impl]
-    [impl 1] observations standardised by running statistics, cut at ±10   Andrychowicz 2021, 3.3
+    [impl 1] observations standardised by running statistics, clipped to ±10 Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; policy's last layer × 0.01, critic's × 0  Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
-    [impl 4] values standardised by running statistics, and so is L_VF     PopArt, van Hasselt 2016
+    [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
     [impl 5] bootstrap from V(s') at time limits                           Pardo 2018
-    [impl 6] first episodes cut so that the environments end at other times
+    [impl 6] first episodes cut short; else all environments end theirs together
     [impl 7] RMSprop with Adam's bias correction                           OpenAI Baselines has none
     [impl 8] annealed learning rate, clipped norm of the gradient          OpenAI Baselines, a2c
 
@@ -91,7 +91,7 @@ class Args:
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between checkpoints, written at ends of episodes or rollouts
+    save_every: float = 60.0  # seconds between checkpoints, written after updates or episodes
     resume: Path | None = None  # continue the run in this folder; flags given here override its own
 
 
@@ -198,7 +198,7 @@ def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
 
 
 class RunningNorm(nn.Module):
-    """Standardises by the mean and std of all samples that `update` has seen [impl 1]."""
+    """Standardises by the mean and std of all samples that `update` has seen, clipped to ±10."""
 
     def __init__(self, shape: tuple, min_std: float = 1e-4) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class RunningNorm(nn.Module):
         share = (len(batch) / self.count).float()  # the batch's share of all samples
         mean = batch.mean(0)
         within = share * batch.var(0, correction=0) + (1 - share) * self.std**2
-        between = share * (1 - share) * (mean - self.mean) ** 2  # the two means differ
+        between = share * (1 - share) * (mean - self.mean) ** 2  # variance between the two means
         self.mean.lerp_(mean, share)
         self.std.copy_((within + between).sqrt().clamp(min=self.min_std))
 
@@ -226,7 +226,7 @@ class RunningNorm(nn.Module):
 def policy_gradient_loss(log_probs, weights) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
-    Both (B,) → scalar. Without γ^t, its gradient is −∇J up to a factor; weights estimate Q or A.
+    Both (B,) → scalar, whose gradient estimates −∇J but for γ^t and a factor; weights: Q or A.
     """
     assert log_probs.shape == weights.shape
     # Ascent on the objective = descent on its negative.
@@ -307,6 +307,8 @@ def train(args: Args) -> Path:
     run = Run(args, envs, actor=actor, critic=critic, optimizer=optimizer)
     step = run.step
     seed = 10**6 * args.seed + step  # a resumed run has other episodes
+    random.seed(seed)  # as in set_up, but other numbers in a resumed run
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])  # (N, O)
     rollouts = 0
@@ -319,7 +321,7 @@ def train(args: Args) -> Path:
         observations, actions, rewards, next_observations, terminations, truncations = samples
         step += T * N
         # [impl 6] Reset one environment after each of the first rollouts. Otherwise the episodes of
-        # all environments would go on to end together.
+        # all environments would keep ending at the same step.
         rollouts += 1
         if args.stagger and rollouts < N:
             obs[rollouts], _ = envs[rollouts].reset()
@@ -378,7 +380,7 @@ def set_up(args: Args, cuda: bool = False) -> torch.device:
 
 @contextlib.contextmanager
 def explained(what: str | Path):
-    """Makes any error inside one line that says what could not be done."""
+    """Turns any error in its block into one line that says what could not be done."""
     try:
         yield
     except Exception as error:
@@ -403,7 +405,7 @@ class Boundary(gym.Wrapper):
         if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
             where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
             values = f"observation {obs.tolist()}, reward {reward.tolist()}"
-            raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
+            raise FloatingPointError(f"not finite, or several rewards, in {where}: {values}")
         return obs
 
 
@@ -438,9 +440,9 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. With one
-    environment, on the CPU, a run resumed at the end of an episode gives the same numbers as an
-    uninterrupted one.
+    A killed run loses at most `save_every` seconds and the unfinished episode, batch or rollout.
+    After --resume, a2c, a3c, trpo and ppo start new episodes. The other scripts give the numbers of
+    an uninterrupted run, on the CPU, if the environment draws all random numbers from np_random.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
@@ -456,7 +458,7 @@ class Run:
             with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
                 self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
         if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}
@@ -519,7 +521,9 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # if it has a generator of its own
+            env.reset(
+                seed=10**6 * self.args.seed + self.step
+            )  # for a generator other than np_random
             if state:
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
@@ -533,7 +537,7 @@ class Run:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         for env in self.envs:
-            with contextlib.suppress(Exception):  # a simulator that is gone loses no evaluation
+            with contextlib.suppress(Exception):  # if a simulator has crashed, still evaluate
                 env.close()
         env = self.eval_env or make_env(self.args.env_id)
         seed = 10**6 * self.args.seed + 999_999  # one that a fresh run does not use in training

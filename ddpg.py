@@ -83,7 +83,7 @@ class Args:
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between checkpoints, written at ends of episodes or rollouts
+    save_every: float = 60.0  # seconds between checkpoints, written after updates or episodes
     resume: Path | None = None  # continue the run in this folder; flags given here override its own
 
 
@@ -302,7 +302,7 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, learning_rate: float) -> None:
         super().__init__()
-        self.theta = tuple(parameters)  # a tuple, so that these are not registered here as well
+        self.theta = tuple(parameters)  # a plain tuple: not registered here as well
         self.sizes = [x.numel() for x in self.theta]
         # Not persistent: a resumed run takes the learning rate of its arguments.
         self.register_buffer("learning_rate", torch.tensor(learning_rate), persistent=False)
@@ -317,20 +317,23 @@ class Adam(nn.Module):
         self.steps += 1
         self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂ = 0.999
-        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)  # ε
+        root = (self.square / (1 - 0.999**self.steps)).sqrt()
+        change = self.mean / (root + 1e-8)  # ε
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
         torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
 
 
 def compiled(update, cuda: bool):
-    """Compiles `update` into one graph. It draws the same random numbers as the eager function."""
+    """Compiles `update` into one graph, which draws the random numbers of the eager function."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     with explained("--compile"):
         get_cpp_compiler()  # fails here, before training, if there is none
     torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
-    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # less overhead a call
+    options = (
+        {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}
+    )  # less overhead per call
     return torch.compile(update, options=options | {"fallback_random": True})
 
 
@@ -353,7 +356,7 @@ def set_up(args: Args, cuda: bool = False) -> torch.device:
 
 @contextlib.contextmanager
 def explained(what: str | Path):
-    """Makes any error inside one line that says what could not be done."""
+    """Turns any error in its block into one line that says what could not be done."""
     try:
         yield
     except Exception as error:
@@ -378,7 +381,7 @@ class Boundary(gym.Wrapper):
         if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
             where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
             values = f"observation {obs.tolist()}, reward {reward.tolist()}"
-            raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
+            raise FloatingPointError(f"not finite, or several rewards, in {where}: {values}")
         return obs
 
 
@@ -413,9 +416,9 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. With one
-    environment, on the CPU, a run resumed at the end of an episode gives the same numbers as an
-    uninterrupted one.
+    A killed run loses at most `save_every` seconds and the unfinished episode, batch or rollout.
+    After --resume, a2c, a3c, trpo and ppo start new episodes. The other scripts give the numbers of
+    an uninterrupted run, on the CPU, if the environment draws all random numbers from np_random.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
@@ -431,7 +434,7 @@ class Run:
             with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
                 self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
         if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}
@@ -494,7 +497,9 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # if it has a generator of its own
+            env.reset(
+                seed=10**6 * self.args.seed + self.step
+            )  # for a generator other than np_random
             if state:
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
@@ -508,7 +513,7 @@ class Run:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         for env in self.envs:
-            with contextlib.suppress(Exception):  # a simulator that is gone loses no evaluation
+            with contextlib.suppress(Exception):  # if a simulator has crashed, still evaluate
                 env.close()
         env = self.eval_env or make_env(self.args.env_id)
         seed = 10**6 * self.args.seed + 999_999  # one that a fresh run does not use in training

@@ -1,7 +1,7 @@
 """Proximal Policy Optimization (PPO) with the clipped surrogate objective; Schulman et al. 2017.
 
 Changed from a2c.py: gae replaces n_step_advantages, and clipped_surrogate the policy gradient. Many
-minibatches per rollout; --compile turns their update into one graph. torchrun starts processes.
+minibatches per rollout; --compile turns their update into one graph. torchrun: several processes.
 
 Idea
     A policy gradient is only valid near the policy that collected the data: a large step can ruin
@@ -30,12 +30,12 @@ Algorithm [AC-09d]
     6. discard the rollout and go to 2
 
 Not in the text [impl]; benchmarks.md measures what most of it is worth
-    [impl 1] observations standardised by running statistics, cut at ±10   Andrychowicz 2021, 3.3
+    [impl 1] observations standardised by running statistics, clipped to ±10 Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; policy's last layer × 0.01, critic's × 0  Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
-    [impl 4] values standardised by running statistics, and so is L_VF     PopArt, van Hasselt 2016
+    [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
     [impl 5] bootstrap from V(s') at time limits                           Pardo 2018
-    [impl 6] first episodes cut so that the environments end at other times
+    [impl 6] first episodes cut short; else all environments end theirs together
     [impl 7] advantages (not the value targets) recomputed in every epoch  Andrychowicz 2021, 3.5
     [impl 8] advantages standardised in each minibatch                     OpenAI Baselines, ppo2
     [impl 9] Adam with ε = 1e-5, annealed rate, clipped norm of gradient   OpenAI Baselines, ppo2
@@ -72,7 +72,7 @@ class Args:
     seed: int = 1  # seed of the weights, the actions and the environments
     # Algorithm
     learning_rate: float = 5e-4  # initial learning rate of Adam
-    num_envs: int = 64  # N, environments
+    num_envs: int = 64  # N, environments of all processes together
     num_steps: int = 32  # T, steps in each environment per rollout
     stagger: bool = True  # cut the first episodes by an early reset(), which some simulators refuse
     anneal_lr: bool = True  # anneal the learning rate linearly to 0 over total_timesteps
@@ -93,7 +93,7 @@ class Args:
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between checkpoints, written at ends of episodes or rollouts
+    save_every: float = 60.0  # seconds between checkpoints, written after updates or episodes
     resume: Path | None = None  # continue the run in this folder; flags given here override its own
 
 
@@ -200,7 +200,7 @@ def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
 
 
 class RunningNorm(nn.Module):
-    """Standardises by the mean and std of all samples that `update` has seen [impl 1]."""
+    """Standardises by the mean and std of all samples that `update` has seen, clipped to ±10."""
 
     def __init__(self, shape: tuple, min_std: float = 1e-4) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class RunningNorm(nn.Module):
         share = (len(batch) / self.count).float()  # the batch's share of all samples
         mean = batch.mean(0)
         within = share * batch.var(0, correction=0) + (1 - share) * self.std**2
-        between = share * (1 - share) * (mean - self.mean) ** 2  # the two means differ
+        between = share * (1 - share) * (mean - self.mean) ** 2  # variance between the two means
         self.mean.lerp_(mean, share)
         self.std.copy_((within + between).sqrt().clamp(min=self.min_std))
 
@@ -244,7 +244,7 @@ def gae(rewards, values, next_values, terminations, truncations, gamma, gae_lamb
 
 
 def clipped_surrogate(log_probs, old_log_probs, advantages, clip_coef) -> Tensor:
-    """L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]  [AC-09b]; all (B,) → scalar."""
+    """L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]  [AC-09b]; all of one shape → scalar."""
     assert log_probs.shape == old_log_probs.shape == advantages.shape
     ratio = (log_probs - old_log_probs).exp()  # [AC-08b]
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
@@ -266,7 +266,7 @@ def ppo_objective(actor, critic, observations, actions, old_log_probs, advantage
 
 
 def approximate_kl(log_ratio) -> Tensor:
-    """KL(π_old ‖ π_θ) ≈ E[ratio − 1 − log ratio]; (B,) → scalar; joschu.net/blog/kl-approx.html"""
+    """KL(π_old ‖ π_θ) ≈ E[ratio − 1 − log ratio] → scalar; see joschu.net/blog/kl-approx.html"""
     return (torch.expm1(log_ratio) - log_ratio).mean()
 
 
@@ -296,7 +296,7 @@ def rollout(envs: list[gym.Env], obs: np.ndarray, actor: Actor, T: int) -> tuple
 
 def train(args: Args) -> Path | None:
     """Trains, saves and evaluates; returns the run's folder, on rank 0."""
-    rank = int(os.environ.get("RANK", 0))  # set by torchrun, as W
+    rank = int(os.environ.get("RANK", 0))  # set by torchrun, like WORLD_SIZE
     W = int(os.environ.get("WORLD_SIZE", 1))  # processes
     T, N = args.num_steps, args.num_envs
     if args.num_minibatches > T * N:
@@ -318,6 +318,8 @@ def train(args: Args) -> Path | None:
     step = from_rank_0(run.step if run else None)
     step_up = compiled(update, args.cuda) if args.compile else update
     seed = 10**6 * args.seed + step + rank * len(envs)  # a resumed run has other episodes
+    random.seed(seed)  # as in set_up, but other numbers in each process and resumed run
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])  # (N, O)
     rollouts = 0
@@ -330,7 +332,7 @@ def train(args: Args) -> Path | None:
         observations, actions, rewards, next_observations, terminations, truncations = samples
         step += T * N
         # [impl 6] Reset one environment after each of the first rollouts. Otherwise the episodes of
-        # all environments would go on to end together.
+        # all environments would keep ending at the same step.
         rollouts += 1
         if args.stagger and rollouts < len(envs):
             obs[rollouts], _ = envs[rollouts].reset()
@@ -412,7 +414,7 @@ def from_rank_0(value):
 
 
 def rollout_of_all(envs: list[gym.Env], obs: np.ndarray, actor: Actor, T: int) -> tuple:
-    """`rollout` in every process, with the policy of rank 0, which gets (T, N, ...) of all."""
+    """`rollout` in every process with the policy of rank 0, which also gets the others' samples."""
     if not distributed.is_initialized():
         return rollout(envs, obs, actor, T)
     actor.load_state_dict(from_rank_0(actor.state_dict()))
@@ -431,7 +433,7 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, learning_rate: float) -> None:
         super().__init__()
-        self.theta = tuple(parameters)  # a tuple, so that these are not registered here as well
+        self.theta = tuple(parameters)  # a plain tuple: not registered here as well
         self.sizes = [x.numel() for x in self.theta]
         # Not persistent: a resumed run takes the learning rate of its arguments.
         self.register_buffer("learning_rate", torch.tensor(learning_rate), persistent=False)
@@ -441,16 +443,15 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, loss: Tensor, max_norm: float) -> Tensor:
-        """Moves θ down the loss's gradient, its norm clipped to max_norm; returns that norm."""
+        """Moves θ, w down the loss's gradient, its norm clipped to max_norm; returns that norm."""
         gradient = torch.cat([x.flatten() for x in torch.autograd.grad(loss, self.theta)])  # (d,)
         norm = gradient.norm()
         gradient *= (max_norm / norm).clamp(max=1)
         self.steps += 1
         self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂ = 0.999
-        change = self.mean / (self.square / (1 - 0.999**self.steps)).sqrt_().add_(
-            1e-5
-        )  # ε [impl 9]
+        root = (self.square / (1 - 0.999**self.steps)).sqrt()
+        change = self.mean / (root + 1e-5)  # ε [impl 9]
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
         torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])
@@ -458,13 +459,15 @@ class Adam(nn.Module):
 
 
 def compiled(update, cuda: bool):
-    """Compiles `update` into one graph. It draws the same random numbers as the eager function."""
+    """Compiles `update` into one graph, which draws the random numbers of the eager function."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     with explained("--compile"):
         get_cpp_compiler()  # fails here, before training, if there is none
     torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad splits the graph
-    options = {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}  # less overhead a call
+    options = (
+        {"triton.cudagraphs": True} if cuda else {"cpp_wrapper": True}
+    )  # less overhead per call
     return torch.compile(update, options=options | {"fallback_random": True})
 
 
@@ -487,7 +490,7 @@ def set_up(args: Args, cuda: bool = False) -> torch.device:
 
 @contextlib.contextmanager
 def explained(what: str | Path):
-    """Makes any error inside one line that says what could not be done."""
+    """Turns any error in its block into one line that says what could not be done."""
     try:
         yield
     except Exception as error:
@@ -512,7 +515,7 @@ class Boundary(gym.Wrapper):
         if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
             where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
             values = f"observation {obs.tolist()}, reward {reward.tolist()}"
-            raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
+            raise FloatingPointError(f"not finite, or several rewards, in {where}: {values}")
         return obs
 
 
@@ -547,9 +550,9 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. With one
-    environment, on the CPU, a run resumed at the end of an episode gives the same numbers as an
-    uninterrupted one.
+    A killed run loses at most `save_every` seconds and the unfinished episode, batch or rollout.
+    After --resume, a2c, a3c, trpo and ppo start new episodes. The other scripts give the numbers of
+    an uninterrupted run, on the CPU, if the environment draws all random numbers from np_random.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
@@ -565,7 +568,7 @@ class Run:
             with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
                 self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
         if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}
@@ -628,7 +631,9 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # if it has a generator of its own
+            env.reset(
+                seed=10**6 * self.args.seed + self.step
+            )  # for a generator other than np_random
             if state:
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
@@ -642,7 +647,7 @@ class Run:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         for env in self.envs:
-            with contextlib.suppress(Exception):  # a simulator that is gone loses no evaluation
+            with contextlib.suppress(Exception):  # if a simulator has crashed, still evaluate
                 env.close()
         env = self.eval_env or make_env(self.args.env_id)
         seed = 10**6 * self.args.seed + 999_999  # one that a fresh run does not use in training

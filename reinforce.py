@@ -11,7 +11,7 @@ Equations, in the order of the code
     [AC-02b]   a ∼ N(μ_θ(s), σ²I)   for Box actions; here σ is a vector, the same in all states
     [AC-02a]   π_θ(a|s) = softmax(f_θ(s))_a   for discrete actions
     [CS-6a]    G_t = Σ_{k=t..T} γ^{k−t} r_k
-    [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]
+    [CS-5.4a]  ∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]   d: visits of s, weighted by γ^t
     [CS-6b]    ĝ_t = ∇log π_θ(a_t|s_t) G_t   because E[G_t | s_t, a_t] = Q^π(s_t, a_t)
     [CS-4a]    θ ← θ + α ∇J(θ)   here by a step of Adam
 
@@ -19,7 +19,7 @@ Why the gradient is an expectation: the log-derivative trick
     [CS-5.3a]  ∇π = π ∇log π   and in the same way ∇p_θ(τ) = p_θ(τ) ∇log p_θ(τ)
     [AC-03c]   ∇log p_θ(τ) = Σ_t ∇log π_θ(a_t|s_t)   because the transitions do not depend on θ
     With R(τ) = Σ_t γ^t r_t, ∇J = Σ_τ ∇p_θ(τ) R(τ) = E_τ[R(τ) ∇log p_θ(τ)]. Rewards before step t do
-    not depend on a_t, so beside ∇log π_θ(a_t|s_t) only γ^t G_t stays. This is [CS-5.4a].
+    not depend on a_t, and E[∇log π_θ(a_t|s_t)] = 0: only γ^t G_t stays. This is [CS-5.4a].
     [AC-02c]   ∇_θ log π = (a−μ_θ)/σ² · ∇_θ μ_θ   for the parameters of the Gaussian's mean
 
 Algorithm [CS-6alg]
@@ -36,14 +36,14 @@ divides line 7 by the episode's own length T. As T is random, short episodes wou
 the mean of ĝ would not be parallel to ∇J. The code divides by the constant batch_size instead.
 
 Not in the text [impl]
-    [impl 1] observations standardised by running statistics, cut at ±10   Andrychowicz 2021, 3.3
+    [impl 1] observations standardised by running statistics, clipped to ±10 Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; the policy's last layer × 0.01            Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
-    [impl 4] several episodes, batch_size steps or more, before line 7     Duan 2016
-    [impl 5] returns standardised over the batch. Their mean is a baseline PyTorch, examples
-        that contains each action's own return. With γ = 1 it takes (T+1)/(2T·episodes) of the
-        gradient where actions pay at once, 1/episodes where at the end; it can turn the sign
-    [impl 6] an episode that a time limit cuts counts as ended
+    [impl 4] several episodes, batch_size steps or more, before step 7     Duan 2016
+    [impl 5] returns standardised over the batch, a biased baseline        PyTorch, examples
+        The mean contains each action's own return. With γ = 1 and n episodes of T steps it cancels
+        (T+1)/(2Tn) of the gradient where actions pay at once, 1/n where at the end, or more
+    [impl 6] an episode that a time limit truncates counts as terminated
 
 Run: python reinforce.py --env-id HalfCheetah-v4
     evaluated 1,037 ± 556 after 1,000,000 steps (10 seeds, see benchmarks.md)
@@ -86,7 +86,7 @@ class Args:
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between checkpoints, written at ends of episodes or rollouts
+    save_every: float = 60.0  # seconds between checkpoints, written after updates or episodes
     resume: Path | None = None  # continue the run in this folder; flags given here override its own
 
 
@@ -166,7 +166,7 @@ def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
 
 
 class RunningNorm(nn.Module):
-    """Standardises by the mean and std of all samples that `update` has seen [impl 1]."""
+    """Standardises by the mean and std of all samples that `update` has seen, clipped to ±10."""
 
     def __init__(self, shape: tuple, min_std: float = 1e-4) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class RunningNorm(nn.Module):
         share = (len(batch) / self.count).float()  # the batch's share of all samples
         mean = batch.mean(0)
         within = share * batch.var(0, correction=0) + (1 - share) * self.std**2
-        between = share * (1 - share) * (mean - self.mean) ** 2  # the two means differ
+        between = share * (1 - share) * (mean - self.mean) ** 2  # variance between the two means
         self.mean.lerp_(mean, share)
         self.std.copy_((within + between).sqrt().clamp(min=self.min_std))
 
@@ -202,7 +202,7 @@ def discounted_returns(rewards, gamma) -> Tensor:
 def policy_gradient_loss(log_probs, weights) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
-    Both (B,) → scalar. Without γ^t, its gradient is −∇J up to a factor; weights estimate Q or A.
+    Both (B,) → scalar, whose gradient estimates −∇J but for γ^t and a factor; weights: Q or A.
     """
     assert log_probs.shape == weights.shape
     # Ascent on the objective = descent on its negative.
@@ -240,7 +240,7 @@ def train(args: Args) -> Path:
     optimizer.param_groups[0]["lr"] = args.learning_rate  # not the checkpoint's
     step = run.step
     while step < args.total_timesteps:
-        # 2. For each episode; [impl 4] several of them before line 7.
+        # 2. For each episode; [impl 4] several of them before step 7.
         episodes, first_step = [], step
         while step - first_step < args.batch_size:
             # 3. Sample a trajectory τ by following π_θ.
@@ -249,7 +249,7 @@ def train(args: Args) -> Path:
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
 
             # 4. For each of its steps t:
-            # 5. the return G_t. [impl 6] Of an episode that a time limit cuts, only what it got.
+            # 5. the return G_t. [impl 6] After a time limit it counts no further rewards.
             returns = discounted_returns(rewards, args.gamma)  # (T,)
             episodes.append((observations, actions, returns))
 
@@ -295,7 +295,7 @@ def set_up(args: Args, cuda: bool = False) -> torch.device:
 
 @contextlib.contextmanager
 def explained(what: str | Path):
-    """Makes any error inside one line that says what could not be done."""
+    """Turns any error in its block into one line that says what could not be done."""
     try:
         yield
     except Exception as error:
@@ -320,7 +320,7 @@ class Boundary(gym.Wrapper):
         if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
             where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
             values = f"observation {obs.tolist()}, reward {reward.tolist()}"
-            raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
+            raise FloatingPointError(f"not finite, or several rewards, in {where}: {values}")
         return obs
 
 
@@ -355,9 +355,9 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. With one
-    environment, on the CPU, a run resumed at the end of an episode gives the same numbers as an
-    uninterrupted one.
+    A killed run loses at most `save_every` seconds and the unfinished episode, batch or rollout.
+    After --resume, a2c, a3c, trpo and ppo start new episodes. The other scripts give the numbers of
+    an uninterrupted run, on the CPU, if the environment draws all random numbers from np_random.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
@@ -373,7 +373,7 @@ class Run:
             with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
                 self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
         if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}
@@ -436,7 +436,9 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # if it has a generator of its own
+            env.reset(
+                seed=10**6 * self.args.seed + self.step
+            )  # for a generator other than np_random
             if state:
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
@@ -450,7 +452,7 @@ class Run:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         for env in self.envs:
-            with contextlib.suppress(Exception):  # a simulator that is gone loses no evaluation
+            with contextlib.suppress(Exception):  # if a simulator has crashed, still evaluate
                 env.close()
         env = self.eval_env or make_env(self.args.env_id)
         seed = 10**6 * self.args.seed + 999_999  # one that a fresh run does not use in training

@@ -37,13 +37,13 @@ Algorithm [CS-6alg]: that of reinforce.py (γ^t, batch_size), with a baseline, a
     8.     fit V_w to the returns, by steps of Adam down L_VF
 
 Not in the text [impl]
-    [impl 1] observations standardised by running statistics, cut at ±10   Andrychowicz 2021, 3.3
+    [impl 1] observations standardised by running statistics, clipped to ±10 Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; policy's last layer × 0.01, critic's × 0  Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
-    [impl 4] values standardised by running statistics, and so is L_VF     PopArt, van Hasselt 2016
-    [impl 5] several episodes, batch_size steps or more, before line 7     Duan 2016
+    [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
+    [impl 5] several episodes, batch_size steps or more, before step 7     Duan 2016
     [impl 6] weights G − b standardised, with the price that reinforce.py has Spinning Up, vpg
-    [impl 7] an episode that a time limit cuts counts as ended; V_w learns that
+    [impl 7] an episode that a time limit truncates counts as terminated
 
 Run: python reinforce_baseline.py --env-id HalfCheetah-v4
     evaluated 1,250 ± 505 after 1,000,000 steps (10 seeds, see benchmarks.md)
@@ -89,7 +89,7 @@ class Args:
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
     eval_episodes: int = 10  # episodes of the deterministic evaluation at the end
-    save_every: float = 60.0  # seconds between checkpoints, written at ends of episodes or rollouts
+    save_every: float = 60.0  # seconds between checkpoints, written after updates or episodes
     resume: Path | None = None  # continue the run in this folder; flags given here override its own
 
 
@@ -196,7 +196,7 @@ def mlp(inputs: int, outputs: int, output_gain: float) -> nn.Sequential:
 
 
 class RunningNorm(nn.Module):
-    """Standardises by the mean and std of all samples that `update` has seen [impl 1]."""
+    """Standardises by the mean and std of all samples that `update` has seen, clipped to ±10."""
 
     def __init__(self, shape: tuple, min_std: float = 1e-4) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class RunningNorm(nn.Module):
         share = (len(batch) / self.count).float()  # the batch's share of all samples
         mean = batch.mean(0)
         within = share * batch.var(0, correction=0) + (1 - share) * self.std**2
-        between = share * (1 - share) * (mean - self.mean) ** 2  # the two means differ
+        between = share * (1 - share) * (mean - self.mean) ** 2  # variance between the two means
         self.mean.lerp_(mean, share)
         self.std.copy_((within + between).sqrt().clamp(min=self.min_std))
 
@@ -232,7 +232,7 @@ def discounted_returns(rewards, gamma) -> Tensor:
 def policy_gradient_loss(log_probs, weights) -> Tensor:
     """∇J = E_{s∼d, a∼π}[∇log π_θ(a|s) Q^π(s,a)]  [CS-5.4a]
 
-    Both (B,) → scalar. Without γ^t, its gradient is −∇J up to a factor; weights estimate Q or A.
+    Both (B,) → scalar, whose gradient estimates −∇J but for γ^t and a factor; weights: Q or A.
     """
     assert log_probs.shape == weights.shape
     # Ascent on the objective = descent on its negative.
@@ -280,7 +280,7 @@ def train(args: Args) -> Path:
     critic_optimizer.param_groups[0]["lr"] = args.critic_learning_rate
     step = run.step
     while step < args.total_timesteps:
-        # 2. For each episode; [impl 5] several of them before line 7.
+        # 2. For each episode; [impl 5] several of them before step 7.
         episodes, first_step = [], step
         while step - first_step < args.batch_size:
             # 3. Sample a trajectory τ by following π_θ.
@@ -289,7 +289,7 @@ def train(args: Args) -> Path:
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
 
             # 4. For each of its steps t:
-            # 5. the return G_t. [impl 7] Of an episode that a time limit cuts, only what it got.
+            # 5. the return G_t. [impl 7] After a time limit it counts no further rewards.
             returns = discounted_returns(rewards, args.gamma)  # (T,)
             episodes.append((observations, actions, returns))
 
@@ -353,7 +353,7 @@ def set_up(args: Args, cuda: bool = False) -> torch.device:
 
 @contextlib.contextmanager
 def explained(what: str | Path):
-    """Makes any error inside one line that says what could not be done."""
+    """Turns any error in its block into one line that says what could not be done."""
     try:
         yield
     except Exception as error:
@@ -378,7 +378,7 @@ class Boundary(gym.Wrapper):
         if reward.size > 1 or not (np.isfinite(obs).all() and math.isfinite(reward.item())):
             where = f"step {self.get_wrapper_attr('_elapsed_steps')} of an episode"
             values = f"observation {obs.tolist()}, reward {reward.tolist()}"
-            raise FloatingPointError(f"numbers that are not finite in {where}: {values}")
+            raise FloatingPointError(f"not finite, or several rewards, in {where}: {values}")
         return obs
 
 
@@ -413,9 +413,9 @@ def evaluate(actor: nn.Module, env: gym.Env, episodes: int, seed: int) -> list[f
 class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
-    A killed run loses at most `save_every` seconds and the unfinished episode or rollout. With one
-    environment, on the CPU, a run resumed at the end of an episode gives the same numbers as an
-    uninterrupted one.
+    A killed run loses at most `save_every` seconds and the unfinished episode, batch or rollout.
+    After --resume, a2c, a3c, trpo and ppo start new episodes. The other scripts give the numbers of
+    an uninterrupted run, on the CPU, if the environment draws all random numbers from np_random.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
@@ -431,7 +431,7 @@ class Run:
             with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
                 self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
         if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}
@@ -494,7 +494,9 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # if it has a generator of its own
+            env.reset(
+                seed=10**6 * self.args.seed + self.step
+            )  # for a generator other than np_random
             if state:
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
@@ -508,7 +510,7 @@ class Run:
             self.save(step, now=True)
         summary = {"step": step, "seconds": round(time.time() - self.start, 3)}
         for env in self.envs:
-            with contextlib.suppress(Exception):  # a simulator that is gone loses no evaluation
+            with contextlib.suppress(Exception):  # if a simulator has crashed, still evaluate
                 env.close()
         env = self.eval_env or make_env(self.args.env_id)
         seed = 10**6 * self.args.seed + 999_999  # one that a fresh run does not use in training

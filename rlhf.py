@@ -12,7 +12,7 @@ Idea
     subtracted. Here a known function stands for the people, so over-optimisation can be measured.
 
 Equations, in the order of the code
-    [X-BT]     L_RM = −E[log σ(r(y_w) − r(y_l))]   from P(y₁ ≻ y₂) = σ(r(y₁) − r(y₂))
+    [X-BT]     L_RM = −E[log σ(r(y_w) − r(y_l))]   y_w was preferred; P(y₁ ≻ y₂) = σ(r(y₁) − r(y₂))
     [X-KL]     r_t = −β (log π_old(a_t|s_t) − log π_ref(a_t|s_t))   plus r(y) at the last word
     [CS-10b]   δ_t = r_t + γ V(s_{t+1}) − V(s_t)   with V(s_{t+1}) = 0 if s_{t+1} is terminal
     [X-GAE]    Â_t = Σ_l (γλ)^l δ_{t+l}
@@ -95,7 +95,7 @@ class Args:
     num_threads: int = 1  # PyTorch's CPU threads
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     eval_responses: int = 250  # responses to each prompt in the evaluation at the end
-    save_every: float = 60.0  # seconds between checkpoints, written at ends of episodes or rollouts
+    save_every: float = 60.0  # seconds between checkpoints, written after updates or episodes
     resume: Path | None = None  # continue the run in this folder; flags given here override its own
 
 
@@ -103,7 +103,7 @@ class Args:
 TOPICS = get_args(Topic)
 PRAISE = ["good", "nice", "fine", "warm", "kind", "quiet", "clean", "great"]
 BLAME = ["bad", "cold", "rude", "loud", "dirty", "poor", "slow", "dull"]
-# A token is an index of WORDS, and that of a topic also its index in TOPICS, which come first.
+# A token is an index of WORDS. TOPICS come first there, so a topic has the same index in both.
 WORDS = [*TOPICS, *PRAISE, *BLAME, "the", "was", "very", "not", "and", "but", "."]
 THE = WORDS.index("the")
 STOP = WORDS.index(".")
@@ -274,7 +274,7 @@ def gae(rewards, values, next_values, terminations, truncations, gamma, gae_lamb
 
 
 def clipped_surrogate(log_probs, old_log_probs, advantages, clip_coef) -> Tensor:
-    """L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]  [AC-09b]; all (B,) → scalar."""
+    """L_CLIP = E_t[min(r_t A_t, clip(r_t, 1−ε, 1+ε) A_t)]  [AC-09b]; all of one shape → scalar."""
     assert log_probs.shape == old_log_probs.shape == advantages.shape
     ratio = (log_probs - old_log_probs).exp()  # [AC-08b]
     clipped_ratio = ratio.clamp(1 - clip_coef, 1 + clip_coef)
@@ -316,7 +316,9 @@ def train(args: Args) -> Path:
     adam = torch.optim.Adam(parameters, fused=True)
 
     run = Run(args, stages=stages, policy=policy, critic=critic, adam=adam)
-    step = run.step
+    step = run.step  # responses so far
+    if run.only_evaluates and not stages.done:
+        raise UserError("this run has no policy yet: it ended in stage 1 or 2")
     if not stages.done:
         # 1. Supervised fine-tuning: π_ref learns to write as people do.
         reference = stages.reference
@@ -337,7 +339,7 @@ def train(args: Args) -> Path:
         decay = args.rm_weight_decay  # [impl 4]
         train_supervised(reward_model, bradley_terry_loss, pairs, args.rm_epochs, decay, args)
         collect(stages)
-        text = "reward model {rm_accuracy:.2f}, the judge itself {judge_accuracy:.2f} of new pairs"
+        text = "right on new pairs: reward model {rm_accuracy:.2f}, judge {judge_accuracy:.2f}"
         tqdm.write(text.format(**agreement(stages)))
 
         # 3. The policy starts as π_θ = π_ref.
@@ -409,7 +411,7 @@ def train_supervised(model, loss, data, epochs, weight_decay, args) -> None:
 
 
 class Stages(nn.Module):
-    """What stages 1 and 2 produce, and n responses of π_ref to each of the P prompts."""
+    """π_ref and r, from stages 1 and 2, and the scores of n responses of π_ref to each prompt."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -499,6 +501,7 @@ def set_up(args: Args) -> None:
     """Checks the sizes, seeds PyTorch's generator, sets the threads."""
     for name, value in asdict(args).items():
         least = 1 if type(value) is int and name not in ("total_responses", "seed") else 0
+        least += name == "ref_responses"  # agreement compares two
         if type(value) in (int, float) and not value >= least:
             raise UserError(f"--{name.replace('_', '-')} has to be at least {least}")
     torch.manual_seed(args.seed)
@@ -507,7 +510,7 @@ def set_up(args: Args) -> None:
 
 @contextlib.contextmanager
 def explained(what: str | Path):
-    """Makes any error inside one line that says what could not be done."""
+    """Turns any error in its block into one line that says what could not be done."""
     try:
         yield
     except Exception as error:
@@ -517,10 +520,8 @@ def explained(what: str | Path):
 class Run:
     """A run's folder: args.json, updates.csv, checkpoint.pt, summary.json.
 
-    A killed run loses at most `save_every` seconds and the unfinished update; the first two stages
-    start again. --resume goes back to checkpoint.pt, which is replaced atomically and contains
-    `state`, the size of updates.csv and PyTorch's random generator. So a resumed run gives the
-    numbers of an uninterrupted one, on the CPU.
+    A killed run loses at most `save_every` seconds and the unfinished update, or stages 1 and 2 if
+    they are not done. On the CPU, a resumed run gives the numbers of an uninterrupted one.
     """
 
     def __init__(self, args: Args, **state) -> None:
@@ -534,7 +535,7 @@ class Run:
             with explained(f"cannot continue from {self.folder / 'checkpoint.pt'}"):
                 self.load(torch.load(self.folder / "checkpoint.pt", "cpu", weights_only=True))
         else:
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.save(0, now=True)
         if not self.only_evaluates:
             content = {"script": script, "args": asdict(args) | {"resume": None}}
@@ -614,9 +615,10 @@ if __name__ == "__main__" and "__file__" in globals():  # and not in a cell of a
                 assert stored["script"] == Path(__file__).stem, f"a run of {stored['script']}.py"
                 default = Args(**stored["args"])
             args = tyro.cli(Args, default=default)
-            for name in ("seed", "sft_texts", "sft_epochs", "pairs", "rm_epochs", "ref_responses"):
+            stages = ["sft_texts", "sft_epochs", "pairs", "rm_epochs", "rm_weight_decay"]
+            for name in [*stages, "supervised_lr", "ref_responses", "seed"]:
                 if getattr(args, name) != getattr(default, name):
-                    raise UserError(f"--{name.replace('_', '-')} is of stages that are done")
+                    raise UserError(f"--{name.replace('_', '-')} cannot change in a resumed run")
         train(args)
     except (KeyboardInterrupt, UserError, FloatingPointError, OSError, ImportError) as error:
         sys.exit(f"\n{type(error).__name__}: {error}")

@@ -351,7 +351,7 @@ def test_score_of_a_trajectory():
 
 
 def test_state_value_is_the_mean_of_action_values():
-    """[CS-5.1/5.2], [CS-9f]: V and Q by backward induction; J, and the mean of a2c.py's advantages
+    """[CS-5.1], [CS-9f]: V and Q by backward induction; J, and the mean of a2c.py's advantages
     after each first action, over the trajectories: J = V(s₀), E[Â|a] = Q − V, Σ_a π A = 0."""
     mdp = SmallMDP()
     pi, to_1 = mdp.log_pi.detach().exp(), mdp.to_state_1

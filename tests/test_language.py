@@ -496,8 +496,8 @@ def test_share_for_every_penalty(script, capsys):
     told = capsys.readouterr().out.splitlines()[1]
     first = summary_of(folder)
     assert told == (
-        f"reward model {first['rm_accuracy']:.2f}, "
-        f"the judge itself {first['judge_accuracy']:.2f} of new pairs"
+        f"right on new pairs: reward model {first['rm_accuracy']:.2f}, "
+        f"judge {first['judge_accuracy']:.2f}"
     )
     for step, beta in enumerate([0.0, 0.05, 1.0], 3):
         train(script, kl_coef=beta, total_responses=32 * step, resume=folder)
@@ -611,16 +611,22 @@ def test_advantages_of_groups(monkeypatch, kl_in_loss):
 
 @BOTH
 def test_a_single_word(script, monkeypatch):
-    """A batch of one response of one word: its advantage has no spread, and that is no NaN."""
+    """A batch of one response of one word has no spread, and that is no NaN; a group has two."""
     module, generate = MODULES[script], MODULES[script].generate
 
     def one_word(model, prompts):
-        return tokens_of("bar .") if len(prompts) == 1 else generate(model, prompts)
+        return (
+            tokens_of(*["bar ."] * len(prompts)) if len(prompts) < 3 else generate(model, prompts)
+        )
 
     monkeypatch.setattr(module, "generate", one_word)
-    settings = dict(batch_size=1, group_size=1) if script == "grpo" else dict(batch_size=1)
+    settings = dict(batch_size=2, group_size=2) if script == "grpo" else dict(batch_size=1)
     rows = rows_of(train(script, total_responses=3, **settings))
-    assert [(row["step"], row["length"]) for row in rows] == [(1, 1), (2, 1), (3, 1)]
+    steps = [2, 4] if script == "grpo" else [1, 2, 3]
+    assert [(row["step"], row["length"]) for row in rows] == [(step, 1) for step in steps]
+    if script == "grpo":
+        with pytest.raises(Exception, match="--group-size"):
+            train(script, batch_size=2, group_size=1)
 
 
 @BOTH
@@ -686,11 +692,14 @@ def test_command_line(script, tmp_path):
     (tmp_path / f"{other}.py").write_text((ROOT / f"{other}.py").read_text())
     command = [sys.executable, f"{other}.py", "--resume", str(folder)]
     wrong = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert wrong.stderr.splitlines()[-1].endswith(f"is a run of {script}.py")
+    assert wrong.stderr.splitlines()[-1].endswith(f"a run of {script}.py")
     assert run("--prompt", "pizza").returncode == 2
     for words, message in {
-        ("--resume", "nowhere"): "FileNotFoundError",
-        ("--learning-rate", "nan", *flags(TINY[script])): "FloatingPointError: not finite at step",
+        ("--resume", "nowhere"): "UserError: cannot continue from nowhere/args.json",
+        ("--learning-rate", "nan", *flags(TINY[script])): "UserError: --learning-rate",
+        ("--learning-rate", "inf", *flags(TINY[script])): "FloatingPointError: not finite at step",
+        ("--resume", str(folder), "--seed", "8"): "UserError: --seed cannot change",
+        ("--eval-responses", "0"): "UserError: --eval-responses has to be at least 1",
     }.items():
         done = run(*words)
         assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(message)
