@@ -154,6 +154,8 @@ class Item(NamedTuple):
 
 
 ITEM = re.compile(r" {4}(?:(\d+)\.|\[(impl )?([\w.-]+)\])( +)(.*)")
+# Stands before the source of an [impl] line: one space where the line is full.
+SOURCE = re.compile(r" {2,}| (?=[A-Z]\w+ \d{4}|Baselines,|CleanRL|Spinning Up|PyTorch,)")
 
 
 def items_of(lines: list[str], notes: dict[str, str]) -> list[Item]:
@@ -163,9 +165,7 @@ def items_of(lines: list[str], notes: dict[str, str]) -> list[Item]:
         if found := ITEM.match(line):
             number, impl, label, gap, text = found.groups()
             kind = "step" if number else "impl" if impl else "eq"
-            text, *remark = re.split(" {2,}" if impl else " {3,}", text, maxsplit=1)
-            if impl and not remark and re.match(" [A-Z]", line[74:]):  # a full line
-                text, remark = text.removesuffix(line[74:]), [line[75:]]
+            text, *remark = re.split(SOURCE if impl else " {3,}", text, maxsplit=1)
             remark = "".join(remark) + (notes.get(label, "") if impl else "")
             items.append(Item(kind, number or label, text, remark, number and len(gap) // 4 or 0))
         elif items and (line.startswith(" " * 7) or items[-1].kind == "p"):
