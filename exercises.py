@@ -57,7 +57,7 @@ def check(scripts: list[str]) -> bool:
             words = ["-qx", "-n0", "-k", tests, "-o", f"pythonpath={folder} . tests"]
             command = [sys.executable, "-m", "pytest", *words]
             statuses.append(subprocess.run(command, cwd=ROOT, capture_output=True).returncode)
-        print("noticed" if statuses[-1] == 1 else "NOT NOTICED", script, tests, flush=True)
+        print({0: "NOT NOTICED", 1: "noticed"}.get(statuses[-1], statuses[-1]), script, tests)
     return set(statuses) == {1}
 
 
