@@ -1,7 +1,7 @@
 """What all tests share: the scripts, tiny settings, and a fresh working folder for each test."""
 
 import csv
-import importlib
+import importlib.util
 import os
 import re
 import runpy
@@ -32,6 +32,20 @@ TINY = {  # arguments of a run of a few updates
     | {"num_minibatches": 4},
 } | dict.fromkeys(OFF_POLICY, OFF)
 TINY = {script: settings | {"eval_episodes": 0} for script, settings in TINY.items()}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--exercises", action="store_true", help="exercises/ replaces the originals")
+
+
+def pytest_configure(config):
+    if config.getoption("--exercises"):
+        sys.path.insert(0, str(ROOT / "exercises"))
+
+
+def path_of(script: str) -> str:
+    """The file that `import` finds: the original, or with --exercises the one in exercises/."""
+    return importlib.util.find_spec(script).origin
 
 
 def pytest_collection_modifyitems(items):
@@ -72,7 +86,7 @@ def flags(settings: dict) -> list[str]:
 def main(script: str, *words: str, **settings) -> None:
     """What the command line does, without the seconds that a new process needs for its imports."""
     sys.argv = [f"{script}.py", *words, *flags(settings)]
-    runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    runpy.run_path(path_of(script), run_name="__main__")
 
 
 def error_line(capsys, script: str, *words: str, **settings) -> str:

@@ -18,7 +18,6 @@ from conftest import (
     EPISODIC,
     OFF_POLICY,
     ON_POLICY,
-    ROOT,
     SCRIPTS,
     TINY,
     checkpoint_of,
@@ -28,6 +27,7 @@ from conftest import (
     error_line,
     flags,
     only_folder,
+    path_of,
     state_of,
     table,
     train,
@@ -242,7 +242,7 @@ def test_no_early_resets(script):
 def test_threads_end(script):
     """The process ends, because close() ends the environment's thread."""
     settings = TINY[script] | {"env_id": env_for(script, "Thread"), "eval_episodes": 1}
-    command = [sys.executable, str(ROOT / f"{script}.py"), *flags(settings)]
+    command = [sys.executable, path_of(script), *flags(settings)]
     done = subprocess.run(command, check=False, env=environment(), capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
 

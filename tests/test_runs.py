@@ -37,6 +37,7 @@ from conftest import (
     flags,
     main,
     only_folder,
+    path_of,
     state_of,
     table,
     train,
@@ -51,7 +52,7 @@ FOR_EVER = {"env_id": "envs:Slow-v0", "total_timesteps": 10**7}
 
 def start(script, *words, **settings) -> subprocess.Popen:
     """Starts the command line of a script in a process group of its own."""
-    command = [sys.executable, str(ROOT / f"{script}.py"), *words, *flags(TINY[script] | settings)]
+    command = [sys.executable, path_of(script), *words, *flags(TINY[script] | settings)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     variables = environment() | {"PYTHONUNBUFFERED": ""}  # as it is on a user's machine
     return subprocess.Popen(command, env=variables, start_new_session=True, **pipes)

@@ -1,0 +1,150 @@
+"""The pages that docs/build.py writes, and the exercises."""
+
+import html.parser
+import re
+import sys
+from urllib.parse import unquote
+
+import pytest
+from conftest import LABEL, LANGUAGE, ROOT, SCRIPTS, TESTS
+
+import exercises
+
+pytest.importorskip("pygments")
+sys.path.append(str(ROOT / "docs"))
+import build  # noqa: E402
+
+FILES = SCRIPTS + LANGUAGE
+NOT_CLOSED = set("html meta link img br p li tr td th thead tbody mspace".split())
+
+
+class Page(html.parser.HTMLParser):
+    """Ids, links, headings, the lines of code and the cards before them; asserts the nesting."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.open, self.in_code, self.card = text, [], False, set()
+        self.ids, self.links, self.headings, self.lines, self.cards = [], [], [], [], [set()]
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes[x] for x in ("href", "src") if x in attributes]
+        self.headings += [int(tag[1])] if re.fullmatch(r"h\d", tag) else []
+        if tag == "code" and re.fullmatch(r"L\d+", attributes.get("id", "")):
+            self.lines.append("")
+            self.cards.append(self.card)
+            self.in_code, self.card = True, set()
+        elif attributes.get("class") == "key":
+            self.card.add(attributes["href"].rpartition("#")[2])
+        self.open += [] if tag in NOT_CLOSED else [tag]
+
+    def handle_endtag(self, tag):
+        assert tag in NOT_CLOSED or self.open.pop() == tag, self.getpos()
+        self.in_code &= tag != "code"
+
+    def handle_data(self, text):
+        if self.in_code:
+            self.lines[-1] += text
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    build.build(folder)
+    pages = {path.name: Page(path.read_text()) for path in folder.glob("*.html")}
+    return folder, pages
+
+
+def test_mathematics():
+    """Indices, a fraction without its brackets, limits, accents, primes; and what is refused."""
+    assert build.mathml("r_t") == "<math><msub><mi>r</mi><mi>t</mi></msub></math>"
+    minus = "<mrow><mi>a</mi><mo form=infix>−</mo><mi>b</mi></mrow>"
+    assert f"<mfrac>{minus}<mrow><mi>c</mi></mrow></mfrac>" in build.mathml("(a−b)/c", True)
+    assert "<munderover><mo>∑</mo><mrow><mi>k</mi>" in build.mathml("Σ_{k=t..T}", display=True)
+    assert "<mover accent=true><mi>A</mi><mo stretchy=false>ˆ</mo></mover>" in build.mathml("Â_t")
+    assert build.mathml("π_θ'").index("′") < build.mathml("π_θ'").index("</msub>")
+    for text in ("a_", "a^", "√", "(a", "a)", "{a]", "a $ b", "\\frac"):
+        with pytest.raises(ValueError, match="unknown in an equation|is not closed"):
+            build.mathml(text)
+
+
+@pytest.mark.parametrize("page", [*FILES, "equations", "exercises"])
+def test_no_notation_is_left(site, page):
+    """The equations of the headers and of equations.md are typeset: no _x or ^x remains."""
+    text = site[1][f"{page}.html"].text
+    text = re.sub(r"(?s)<(math|code|pre)\b.*?</\1>|<[^>]*>|reinforce_baseline|rl_f", "", text)
+    assert not re.findall(r"\S*[A-Za-zα-ωΑ-Ω)\]][_^][{\w(]\S*", text)
+
+
+@pytest.mark.parametrize("script", FILES)
+def test_code(site, script):
+    """It is the file, to the last space; each label, step and [impl N] has a card before its line."""
+    page, text = site[1][f"{script}.html"], (ROOT / f"{script}.py").read_text()
+    assert "".join(page.lines) == text == (site[0] / f"{script}.py").read_text()
+    lines = text.splitlines()
+    args = range(lines.index("class Args:"), lines.index("", lines.index("class Args:")))
+    for n, line in enumerate(lines, 1):
+        labels = set(LABEL.findall(line.partition("#")[2]) if n not in args else ())
+        labels |= {f"impl-{number}" for number in re.findall(r"\[impl (\d+)\]", line)}
+        labels |= {"algorithm"} if re.match(r" +# \d+\. ", line) else set()
+        assert n < args.start or labels <= page.cards[n], f"line {n}"
+
+
+def test_lessons(site):
+    """What is marked as removed stands in the script before, what as added in the one after."""
+    for after, (before, _) in build.LESSONS.items():
+        text = re.sub("<ul class=card.*?</ul>", "", site[1][f"{before}-{after}.html"].text)
+        for tag, script in (("del", before), ("ins", after)):
+            lines = re.findall(rf"(?s)<{tag}><code[^>]*>(.*?)\n</code></{tag}>", text)
+            lines = {html.unescape(re.sub("<[^>]*>", "", line)) for line in lines}
+            assert lines and lines <= {*(ROOT / f"{script}.py").read_text().splitlines()}
+
+
+def test_pages(site):
+    """Links lead somewhere, ids are unique, nothing is fetched, one h1, no level is left out."""
+    folder, pages = site
+    assert not re.search(r"@import|url\(", (folder / "style.css").read_text())
+    for name, page in pages.items():
+        assert len(page.ids) == len({*page.ids}), name
+        assert not re.search(r"<script|<[^>]*\son\w+=", page.text), name
+        levels = zip([0, *page.headings], page.headings)
+        assert page.headings.count(1) == 1 and all(b <= a + 1 for a, b in levels), name
+        for link in page.links:
+            path, _, anchor = unquote(link).partition("#")
+            assert (folder / (path or name)).is_file(), (name, link)
+            assert not anchor or anchor in pages[path or name].ids, (name, link)
+
+
+@pytest.mark.parametrize("script", FILES)
+def test_blanks(script):
+    """Each statement with a label raises; all else is the script."""
+    found, before = exercises.labelled(f"{script}.py"), (ROOT / f"{script}.py").read_text()
+    after = exercises.blanked(f"{script}.py", found)
+    compile(after, script, "exec")
+    blanks = re.findall(r'raise NotImplementedError\("\[.+\] .*\.\.\."\)\n', after)
+    assert len(blanks) == len(found) > 5
+    assert before.split('"""')[1] == after.split('"""')[1]
+    gone = "return torch.minimum(ratio * advantages, clipped_ratio * advantages).mean()  # [AC-09b]"
+    blank = 'raise NotImplementedError("[AC-09b] L_CLIP = ...")'
+    assert gone not in after and (gone in before) == (blank in after)
+
+
+def test_exercises():
+    """Bugs match once and compile; commands name labels and tests that exist, and every bug."""
+    text = (ROOT / "docs/exercises.md").read_text()
+    for bug in exercises.BUGS.values():
+        compile(exercises.with_bug(**bug), bug["script"], "exec")
+    assert re.findall(r"exercises\.py --bug (\d)", text) == [*exercises.BUGS]
+    for script, labels in re.findall(r"(?m)^ +python exercises\.py (\w+\.py) (.+)", text):
+        assert {*labels.split()} <= {x for _, found in exercises.labelled(script) for x in found}
+    tests = "".join(path.read_text() for path in TESTS.glob("test_*.py"))
+    for words in re.findall(r"-k \"?([^\"\n`]+)", text):
+        assert all(f"[{x}]" in tests or f"test_{x}" in tests for x in words.split(" or "))
+
+
+def test_sizes():
+    for path, most in {"docs/build.py": 430, "docs/style.css": 90, "exercises.py": 80}.items():
+        assert len((ROOT / path).read_text().splitlines()) <= most
