@@ -368,8 +368,8 @@ class Adam(nn.Module):
         self.steps += 1
         self.mean.lerp_(gradient, 1 - 0.9)  # β₁ = 0.9
         self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)  # β₂ = 0.999
-        root = (self.square / (1 - 0.999**self.steps)).sqrt()
-        change = self.mean / (root + 1e-8)  # ε
+        root = (self.square / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)  # ε
+        change = self.mean / root
         change *= self.learning_rate / (1 - 0.9**self.steps)
         parts = zip(self.theta, change.split(self.sizes))
         torch._foreach_sub_(self.theta, [part.view_as(x) for x, part in parts])

@@ -173,7 +173,6 @@ def probabilities() -> str:
 SPEED = {  # part: the pairs of variants to compare
     "peers": [(x, peer) for peer in ("SB3", "SBX") for x in ("eager", "compile")],
     "torchrun": [(f"2 processes{x}", f"1 process{x}") for x in ("", ", compile")],
-    "against": [("eager", "eager then"), ("compile", "compile then")],
 }
 
 

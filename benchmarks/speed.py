@@ -2,7 +2,6 @@
 
     pip install '.[benchmarks]'
     python benchmarks/speed.py --parts peers torchrun --sbx-python PATH/TO/VENV/bin/python
-    python benchmarks/speed.py --parts against --against fe5c6a1
     python benchmarks/report.py              # tables from results/speed.csv
 
 Parts; nothing else may run on the machine meanwhile:
@@ -11,7 +10,6 @@ Parts; nothing else may run on the machine meanwhile:
               environment of its own, `pip install sbx-rl 'gymnasium[mujoco]'`
     torchrun  ppo.py in 1 and 2 processes, a3c.py with 1 and 2 workers, on 2 cores, with their
               defaults; a step of the environment takes 1 ms more than Pendulum-v1's
-    against   ppo, ddpg, td3 and sac beside their own code of an older commit
 
 Every measurement is a process of its own. The variants take turns, so that whatever slows the
 machine down hits all alike; compare within a turn. Steps per second of a script are those of its
@@ -94,7 +92,6 @@ class Job:
     processes: int = 1  # of torchrun
     peer: str = ""
     python: str = sys.executable
-    revision: str = ""  # part `against`: the commit of the script, if not the present one
 
 
 def jobs(options: argparse.Namespace) -> list[Job]:
@@ -110,11 +107,6 @@ def jobs(options: argparse.Namespace) -> list[Job]:
             if script in COMPILES and options.sbx_python:
                 python, peer = os.path.abspath(options.sbx_python), f"sbx.{script.upper()}"
                 found.append(Job("peers", script, "SBX", peer=peer, python=python))
-        if "against" in options.parts and script in COMPILES:
-            for label, revision in ("", ""), (" then", options.against):
-                for variant, flag in graphs.items():
-                    words = variant + label, EQUAL[script] + flag
-                    found.append(Job("against", script, *words, revision=revision))
     for n in (1, 2) if "torchrun" in options.parts else ():
         name = "1 process" if n == 1 else f"{n} processes"
         slow = {"env_id": "slow:Slow-v0", "cores": 2}
@@ -149,13 +141,10 @@ def call(command: list[str], folder: str, cores: int = 1) -> str:
 
 def ours(job: Job) -> tuple[float, str]:
     """Steps per second of a script of ours, and the versions."""
-    text, late = (ROOT / f"{job.script}.py").read_text(), "--save-every"
-    if job.revision:
-        show = ["git", "-C", str(ROOT), "show", f"{job.revision}:{job.script}.py"]
-        text = subprocess.run(show, check=True, capture_output=True, text=True).stdout
-        late = "--checkpoint-every" if "checkpoint_every:" in text else late
+    text = (ROOT / f"{job.script}.py").read_text()
     warm_up, counted, steps = (TORCHRUN_ROWS if job.part == "torchrun" else ROWS)[job.script]
-    words = [f"{job.script}.py", "--env-id", job.env_id, "--eval-episodes", "0", late, "1000000000"]
+    words = [f"{job.script}.py", "--env-id", job.env_id, "--eval-episodes", "0"]
+    words += ["--save-every", "1000000000"]
     words += ["--total-timesteps", str((warm_up + counted) * steps), *job.flags.split()]
     if job.processes > 1:
         torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {job.processes}"
@@ -208,7 +197,7 @@ def write(job: Job, turn: int, speed: float, packages: str, fresh: set) -> None:
     fresh.add(place)
     row = {name: getattr(job, name) for name in ("part", "script", "variant", "env_id")}
     row |= {"quantity": "steps/s", "turn": turn, "value": f"{speed:.4g}"}
-    row |= {"commit": "" if job.peer else job.revision or commit(f"{job.script}.py")}
+    row |= {"commit": "" if job.peer else commit(f"{job.script}.py")}
     row |= {"versions": packages, "cpu": cpu()}
     rows.append(row)
     with open(PATH.with_suffix(".tmp"), "w", newline="") as file:
@@ -220,16 +209,13 @@ def write(job: Job, turn: int, speed: float, packages: str, fresh: set) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parts = ["peers", "torchrun", "against"]
+    parts = ["peers", "torchrun"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts[:1])
     parser.add_argument("--scripts", nargs="+", choices=list(EQUAL), default=list(EQUAL))
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--sbx-python", help="the Python of an environment that has sbx-rl")
-    parser.add_argument("--against", metavar="COMMIT", help="the older code of the part `against`")
     parser.add_argument("--learn", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if "against" in options.parts and not options.against:
-        parser.error("the part `against` needs --against COMMIT")
     if options.learn:
         print(json.dumps(learn(Job(**json.loads(options.learn)))))
         return
