@@ -36,7 +36,7 @@ a backbone between actor and critic; here they are two networks, and only the no
 gradient is clipped.
 
 Not in the text [impl]
-    [impl 1] observations standardised by running statistics, clipped to ±10 Andrychowicz 2021, 3.3
+    [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; policy's last layer × 0.01, critic's × 0  Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016

@@ -30,8 +30,8 @@ older policies visited, replace them.
 Not in the text [impl]
     [impl 1] the first 25,000 actions are random (paper: 1,000 or 10,000)  Fujimoto 2018, later code
     [impl 2] 256-256 ReLU units, Adam and noise as in td3.py, so that only its
-        three ideas differ. Lillicrap: 400-300 with batch normalisation, weight decay and Ornstein-
-        Uhlenbeck noise, and --policy-lr 1e-4 --tau 0.001 --batch-size 64
+        three ideas differ. Lillicrap: 400-300 with batch normalisation, weight decay and
+        Ornstein-Uhlenbeck noise, and --policy-lr 1e-4 --tau 0.001 --batch-size 64
     [impl 3] actions, and so the noise, in units of half the action range  Fujimoto 2018, code
     [impl 4] bootstrap from V(s') at time limits                           Pardo 2018
 

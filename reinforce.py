@@ -36,11 +36,11 @@ divides line 7 by the episode's own length T. As T is random, short episodes wou
 the mean of ĝ would not be parallel to ∇J. The code divides by the constant batch_size instead.
 
 Not in the text [impl]
-    [impl 1] observations standardised by running statistics, clipped to ±10 Andrychowicz 2021, 3.3
+    [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; the policy's last layer × 0.01            Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] several episodes, batch_size steps or more, before step 7     Duan 2016
-    [impl 5] returns standardised over the batch, a biased baseline        PyTorch, examples
+    [impl 5] returns standardised over the batch, a biased baseline.       PyTorch, examples
         The mean contains each action's own return. With γ = 1 and n episodes of T steps it cancels
         (T+1)/(2Tn) of the gradient where actions pay at once, 1/n where at the end, or more
     [impl 6] an episode that a time limit truncates counts as terminated

@@ -37,12 +37,12 @@ Algorithm [CS-6alg]: that of reinforce.py (γ^t, batch_size), with a baseline, a
     8.     fit V_w to the returns, by steps of Adam down L_VF
 
 Not in the text [impl]
-    [impl 1] observations standardised by running statistics, clipped to ±10 Andrychowicz 2021, 3.3
+    [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; policy's last layer × 0.01, critic's × 0  Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
     [impl 5] several episodes, batch_size steps or more, before step 7     Duan 2016
-    [impl 6] weights G − b standardised, with the price that reinforce.py has Spinning Up, vpg
+    [impl 6] weights G − b standardised; the price is reinforce.py's        Spinning Up, vpg
     [impl 7] an episode that a time limit truncates counts as terminated
 
 Run: python reinforce_baseline.py --env-id HalfCheetah-v4

@@ -38,10 +38,10 @@ The entropy of a density can be negative, and so is its target H̄.
 
 Not in the text [impl]
     [impl 1] the first 10,000 actions are uniformly random                 Haarnoja 2018, code
-    [impl 2] 256-256 ReLU units                                            Haarnoja 2018, app. D
+    [impl 2] 256-256 ReLU units                                            Haarnoja 2018, appendix D
     [impl 3] actions and H̄ in units of half the action range              Haarnoja 2018b
     [impl 4] bootstrap from V(s') at time limits                           Pardo 2018
-    [impl 5] Adam: policy 3e-4, critics and temperature 1e-3 (papers: 3e-4) CleanRL
+    [impl 5] Adam: policy 3e-4, critics and temperature 1e-3 (papers: 3e-4)  CleanRL
     [impl 6] log σ clamped to [−5, 2] (no gradient beyond)                 CleanRL, by a tanh
     [impl 7] step 7 moves log α, so that α stays positive                  Haarnoja 2018b, code
 

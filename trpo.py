@@ -35,13 +35,13 @@ The text computes F, a d × d matrix for d parameters. Conjugate gradient only n
 and each is the gradient of a scalar, (∇E[KL])ᵀ v.
 
 Not in the text [impl]
-    [impl 1] observations standardised by running statistics, clipped to ±10 Andrychowicz 2021, 3.3
+    [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; policy's last layer × 0.01, critic's × 0  Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
     [impl 5] bootstrap from V(s') at time limits                           Pardo 2018
     [impl 6] first episodes cut short; else all environments end theirs together
-    [impl 7] F + damping · I replaces F: the KL is flat in some directions Baselines, trpo_mpi
+    [impl 7] F + damping · I replaces F: the KL is flat in some directions  Baselines, trpo_mpi
     [impl 8] advantages standardised over the batch                        Baselines, trpo_mpi
     [impl 9] V_w fitted by Adam                                            Baselines, trpo_mpi
 

@@ -263,7 +263,7 @@ def test_ratio_starts_at_one(monkeypatch, env_id):
 
 @each("a2c", "trpo", "ppo")
 def test_counts(script):
-    """T·N samples an update; the statistics have seen each observation once; the last rollout may
+    """[AC-07b] T·N samples an update; the statistics have seen each observation once; the last rollout may
     go beyond the total; the optimizer makes one step a minibatch (trap 6)."""
     settings = dict(num_envs=3, num_steps=7, total_timesteps=50)
     settings |= {"trpo": dict(critic_epochs=2, critic_batch_size=10)}.get(script.__name__, {})

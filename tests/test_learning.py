@@ -36,6 +36,7 @@ MORE = {
 }
 THRESHOLDS = {"CartPole-v1": 60, "envs:MultiDiscrete-v0": 14, "envs:Move-v0": -9}
 CASES = [(script, env_id) for script in ON_POLICY for env_id in THRESHOLDS]
+CASES = [case for case in CASES if case[0] != "a3c" or case[1] == "CartPole-v1"]  # it is slow
 CASES += [(script, "envs:Move-v0") for script in OFF_POLICY]
 
 
