@@ -42,7 +42,7 @@ Not in the text [impl]
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
     [impl 5] several episodes, batch_size steps or more, before step 7     Duan 2016
-    [impl 6] weights G − b standardised; the price is reinforce.py's        Spinning Up, vpg
+    [impl 6] weights G − b standardised over the batch; see reinforce.py   Spinning Up, vpg
     [impl 7] an episode that a time limit truncates counts as terminated
 
 Run: python reinforce_baseline.py --env-id HalfCheetah-v4
