@@ -44,7 +44,7 @@ Not in the text [impl]
     [impl 8]  separate critic, random weights    Ouyang 2022: starts as r; Ziegler 2019: a head on π
 
 Run: python rlhf.py
-    the judge's score rises from 0.8 to 3.2 ± 0.2 (5 seeds, see benchmarks.md)
+    the judge's score rises from 0.8 to 3.3 ± 0.2 (4 seeds, see benchmarks.md)
 """
 
 import contextlib
