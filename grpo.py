@@ -44,7 +44,7 @@ reward: rlhf.py counts the KL that is still to come, grpo.py each word's own. Di
 multiplies β by std(r) in effect; --no-group-std (Liu 2025, Dr. GRPO) does not divide.
 
 Run: python grpo.py
-    the judge's score rises from 0.8 to 3.2 ± 0.0 (2 seeds, see benchmarks.md)
+    the judge's score rises from 0.8 to 3.2 ± 0.1 (4 seeds, see benchmarks.md)
 """
 
 import contextlib
