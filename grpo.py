@@ -491,7 +491,7 @@ def set_up(args: Args) -> None:
 
 
 @contextlib.contextmanager
-def explained(what: str | Path):
+def explained(what: str):
     """Turns any error in its block into one line that says what could not be done."""
     try:
         yield

@@ -352,7 +352,7 @@ def set_up(args: Args, cuda: bool = False) -> torch.device:
 
 
 @contextlib.contextmanager
-def explained(what: str | Path):
+def explained(what: str):
     """Turns any error in its block into one line that says what could not be done."""
     try:
         yield
@@ -494,10 +494,8 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(
-                seed=10**6 * self.args.seed + self.step
-            )  # for a generator other than np_random
-            if state:
+            env.reset(seed=10**6 * self.args.seed + self.step)  # new episodes, unless
+            if state:  # its generator can go on where it was
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
             with open(self.folder / table, "a") as file:
