@@ -392,7 +392,10 @@ def train(args: Args) -> Path | None:
         run.save(step)
     if W > 1:
         distributed.destroy_process_group()
-    return run.finish(step, actor) if run else None
+    if run:
+        return run.finish(step, actor)
+    for env in envs:
+        env.close()
 
 
 def update(args, minibatch, actor, critic, adam) -> dict[str, Tensor]:
