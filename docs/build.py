@@ -1,4 +1,4 @@
-"""Writes docs/site: the scripts beside their equations, the lessons, all equations, exercises.
+"""Writes docs/site: the scripts beside their equations, the lessons, all equations, other pages.
 
 `pip install '.[docs]' && python docs/build.py`; then open docs/site/index.html.
 """
@@ -8,11 +8,10 @@ import difflib
 import itertools
 import re
 import shutil
-import textwrap
 import unicodedata
+from collections import namedtuple
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -20,6 +19,9 @@ from pygments.lexers import PythonLexer
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = "reinforce reinforce_baseline a2c a3c trpo ppo rlhf grpo ddpg td3 sac".split()
+PAGES = [ROOT / "claims.md", ROOT / "docs/exercises.md", ROOT / "docs/numbers.md"]
+NAMES = ["index", *SCRIPTS, "equations", *(x.stem for x in PAGES)]
+TEXTS = {path.name: path.read_text() for path in ROOT.glob("*.md")}
 LABEL = re.compile(r"\[((?:AC|CS|L3|L10|P7|X)-[\w.]+)\]")
 
 # ── Mathematics: the headers' notation (Unicode, _x, ^x, _{...}) as MathML ────────────────────────
@@ -117,19 +119,28 @@ def parse(tokens: list[str], stop: str, display: bool) -> str:
 
 
 # ── Prose: its mathematical words are typeset, labels and names of scripts are links ──────────────
-ENGLISH = r"\([^()]*(?<![\w_])(?!(?:log|exp|min|mean)\b)[a-z]{2,}(?![\w_(])"  # a remark in brackets
-WORD = re.compile(rf"`[^`]+`|(?:[^\s()\[\]{{}}]|(?<=[^\s(\[]){GROUP}|(?!{ENGLISH}){GROUP})+")
+# A remark in brackets.
+ENGLISH = r"\((?:`|[^()]*(?<![\w_])(?!(?:log|exp|min|mean)\b)[a-z]{2,}(?![\w_(]))"
+LINK = r"!?\[([^\]]+)\]\(([^)]+)\)"
+WORD = re.compile(rf"`[^`]+`|{LINK}|(?:[^\s()\[\]{{}}]|(?<=[^\s(\[]){GROUP}|(?!{ENGLISH}){GROUP})+")
 MATHS = re.compile(
-    r"[Ͱ-Ͽ\u0302\u0304Âĝ√½=≤≥<>←∼≈≻·⊙±−∝|‖_^₀-₉²³ᵀ⁻×∇∂∞∫]|\S→|\d/[A-Z]"
+    r'[Ͱ-Ͽ\u0302\u0304Âĝ√½=≤≥<>←∼≈≻·⊙±−∝|‖_^₀-₉²³ᵀ⁻×∇∂∞∫](?!.*")|\S→|\d/[A-Z]'
     r"|^(?:[B-HJ-Zb-z]\d?'?|a'|\+)$|^(?:[A-Za-z]'?|std|mean|exp)[(\[]"
 )
 CODE = re.compile(r"^(?:`([^`]+)`|(--[\w-]+|[a-z][a-z\d]*_[a-z_]{2,}\w*(?!\.py|\w)))")
 ONE = r"<math(?:(?!</math>).)*</math>"  # stays with its comma, and an operator with what follows it
 KEEP = re.compile(rf"<math[^>]*><mo[^>]*>[=≤←∼≈+−]</mo></math> {ONE}[^\s<]*|{ONE}[^\s<]+")
+HEADING = re.compile(r"(?ms)^(#+) ([^\n]+?)(?: \(([^()\n]+)\))?\n(.*?)(?=^#|\Z)")
 
 
 def prose(text: str, display: bool = False) -> str:
     def word(found: re.Match) -> str:
+        if found[0].startswith("!["):
+            return f"<img src={Path(found[2]).name} alt='{escape(found[1])}'>"
+        if found[1]:  # [name](path); of a file that the site does not have, the name
+            path = re.sub(rf"^(?:\.\./|docs/)?({'|'.join(NAMES)})\.(?:md|py)", r"\1.html", found[2])
+            is_page = re.match(r"#|\w+\.html|https:", path)
+            return f"<a href='{path}'>{escape(found[1])}</a>" if is_page else escape(found[1])
         core, tail = re.fullmatch(r"(.*?)((?:-[a-z]{2,})?[,.;:]*)", found[0]).groups()
         rest = found.string[found.end() :]
         letter = core in ("a", "A", "I") and re.match(r" [=∼≈·−+]", rest) or found[0] == "a,"
@@ -137,37 +148,32 @@ def prose(text: str, display: bool = False) -> str:
             return CODE.sub(r"<code>\1\2</code>", escape(found[0], False))
         if (letter or MATHS.search(core)) and not LABEL.search(core) and not core.endswith(".py"):
             return mathml(core, display) + tail  # a piece of its own: no line breaks inside one
-        html = LABEL.sub(r"<a class=label href=equations.html#\1>\1</a>", escape(found[0], False))
+        html = LABEL.sub(r"\1", KNOWN.sub(r"<a href=equations.html#\1>\1</a>", escape(found[0])))
         return re.sub(rf"\b({'|'.join(SCRIPTS)})\.py", r"<a href=\1.html>\1</a>", html)
 
     html = WORD.sub(word, text.replace("∣", "|").replace(" / ", "/"))
+    html = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html)
     return KEEP.sub(r"<span class=nw>\g<0></span>", html)
 
 
 # ── Reading: tables, headers, code ────────────────────────────────────────────────────────────────
-class Item(NamedTuple):
-    kind: str  # eq, step, impl or p, a paragraph
-    key: str  # label of the equation, number of the step or of [impl]
-    text: str
-    remark: str = ""
-    depth: int = 0  # of a step
-
-
+# kind: eq, step, impl or p, a paragraph; key: the label, the number of the step or of [impl].
+Item = namedtuple("Item", "kind key text remark depth", defaults=("", 0))
 ITEM = re.compile(r" {4}(?:(\d+)\.|\[(impl )?([\w.-]+)\])( +)(.*)")
 # Stands before the source of an [impl] line: one space where the line is full.
 SOURCE = re.compile(r" {2,}| (?=[A-Z]\w+ \d{4}|Baselines,|CleanRL|Spinning Up|PyTorch,)")
 
 
-def items_of(lines: list[str], notes: dict[str, str]) -> list[Item]:
-    """A section of a header; notes: more remarks on its [impl] lines."""
+def items_of(lines: list[str], notes: list[tuple]) -> list[Item]:
+    """A section of a header; notes: what is taken away of which [impl], and what that costs."""
     items = []
     for line in lines:
         if found := ITEM.match(line):
             number, impl, label, gap, text = found.groups()
             kind = "step" if number else "impl" if impl else "eq"
             text, *remark = re.split(SOURCE if impl else " {3,}", text, maxsplit=1)
-            remark = "".join(remark) + (notes.get(label, "") if impl else "")
-            items.append(Item(kind, number or label, text, remark, number and len(gap) // 4 or 0))
+            remark += [f"\n{x}: return {y.replace('-', '−')}" for n, x, y in notes if n == label]
+            items.append(Item(kind, label or number, text, "".join(remark), len(gap) // 4))
         elif items and (line.startswith(" " * 7) or items[-1].kind == "p"):
             items[-1] = items[-1]._replace(text=f"{items[-1].text} {line.strip()}")
         else:
@@ -175,22 +181,20 @@ def items_of(lines: list[str], notes: dict[str, str]) -> list[Item]:
     return items
 
 
-def table(path: str, columns: int) -> list[list[str]]:
-    """The rows of all tables of a page that have so many columns."""
-    lines = (ROOT / path).read_text().splitlines()
-    rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
-    return [row for row in rows if len(row) == columns and row[0].strip("-")]
+def table(text: str) -> list[list[str]]:
+    """The rows of all tables of a text."""
+    rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines())
+    return [row for row in rows if "".join(row).strip("-")]
 
 
-EQUATIONS = {row[0].split()[0]: row for row in table("equations.md", 5)[1:]}
-LESSONS = [x for x in table("README.md", 2) if re.fullmatch(r"\w+ → \w+", x[0])][1:]
-LESSONS = {row[0].split()[2]: (row[0].split()[0], row[1]) for row in LESSONS}  # td3: (ddpg, what)
-ABLATIONS: dict[str, str] = {}  # [impl N] of ppo.py → what is taken away, and the change of return
-for name, _, difference in table("benchmarks.md", 3):
-    for number, text in re.findall(r"^\[impl (\d+)\] (.*)", name):
-        line = f"\n{text}: return {difference.replace('-', '−')}"
-        ABLATIONS[number] = ABLATIONS.get(number, "") + line
-TESTS: dict[str, list[str]] = {}  # label → links to its tests, which build() fills
+INTRODUCTION, _, EQUATIONS = TEXTS["equations.md"].partition("\n## Equations")
+EQUATIONS = {row[0].split()[0]: row for row in table(EQUATIONS)[1:]}
+KNOWN = re.compile(rf"\[({'|'.join(map(re.escape, EQUATIONS))})\]")  # and no sections of the texts
+# [impl N] of ppo.py: what is taken away, and the change of return.
+ABLATIONS = re.findall(r"(?m)^\| \[impl (\d+)\] (.+?) \|.*\| (.+?) \|$", TEXTS["benchmarks.md"])
+LESSONS = re.findall(r"(?m)^\| (\w+) → (\w+) \| (.*) \|$", TEXTS["README.md"])[1:]
+LESSONS = {after: (before, what) for before, after, what in LESSONS}  # td3: (ddpg, what)
+TESTS: dict[str, set] = {}  # label → (number of labels, link) of its tests, from build()
 
 
 class Source:
@@ -213,7 +217,7 @@ class Source:
             if found := re.match(r"(Changed from \w+\.py|Run): (.*)", heading):
                 heading, line = found.groups()
                 lines = [f"`{line}`" if heading == "Run" else line, *lines]
-            self.sections[heading] = items_of(lines, ABLATIONS if self.name == "ppo" else {})
+            self.sections[heading] = items_of(lines, ABLATIONS if self.name == "ppo" else [])
         self.items = {(x.kind, x.key): x for items in self.sections.values() for x in items}
         self.labels, args = {}, self.parts.get("Args", ())
         for n in sorted(range(self.end + 1, len(self.raw) + 1), key=lambda n: (n in args, n)):
@@ -223,18 +227,14 @@ class Source:
 
     def line(self, n: int, own: bool = True, card: bool = True) -> str:
         """Line n as it stands in the file, and before it its card; own: on the file's own page."""
-
-        def link(found: re.Match) -> str:
-            page = "" if own and card and found[1] in self.labels else "equations.html"
-            html = f"<a href={page}#{found[1]}>{found[0]}</a>"
-            return html if found[1] in EQUATIONS else found[0]
-
         page, anchor = ("", f" id=L{n}") if own else (f"{self.name}.html", "")
         number = f"<a class=num href={page}#L{n} data-n={n} tabindex=-1 aria-hidden=true></a>"
         indent = len(self.raw[n - 1]) - len(self.raw[n - 1].lstrip())
         html = self.card(n, own) if card and n > self.end else ""
-        html += f"<code{anchor} style=--i:{indent}>{number}"
-        return html + LABEL.sub(link, self.html[n - 1]) + "\n</code>"
+        code = KNOWN.sub(r"<a href=equations.html#\1>\g<0></a>", self.html[n - 1])
+        if own and card:
+            code = re.sub(rf"equations\.html#({'|'.join(self.labels)})>", r"#\1>", code)
+        return html + f"<code{anchor} style=--i:{indent}>{number}{code}\n</code>"
 
     def card(self, n: int, own: bool) -> str:
         """What stands beside line n: a step, equations, what is not in the text."""
@@ -256,8 +256,8 @@ class Source:
 # ── Pages ─────────────────────────────────────────────────────────────────────────────────────────
 def compared(label: str) -> str:
     """The tests that name a label, and what they compare the equation with."""
-    tests, text = ", ".join(TESTS.get(label, [])[:2]), EQUATIONS[label][2].strip("-")
-    return tests + ": " * bool(tests and text) + prose(text)
+    tests = ", ".join(link for _, link in sorted(TESTS.get(label, ()))[:2])
+    return ": ".join(filter(None, [tests, prose(EQUATIONS[label][2].strip("-"))]))
 
 
 def entry(item: Item, href: str = "", more: str = "", anchor: str = "") -> str:
@@ -273,9 +273,27 @@ def section(head: str, body: str, anchor: str = "") -> str:
     return f"<section{anchor}><div class=head>{head}</div><div class=body>{body}</div></section>\n"
 
 
+def markdown(text: str) -> str:
+    """Sections of paragraphs, images, tables, and commands indented by four spaces."""
+    html = ""
+    for level, name, remark, text in HEADING.findall(re.sub(r"<!--.*?-->\n", "", text)):
+        tag, body = f"h{len(level)}", ""
+        for block in filter(None, re.split(r"\n\n+", text.strip("\n"))):
+            if block.startswith("    "):
+                body += f"<pre>{escape(re.sub('(?m)^    ', '', block))}</pre>"
+            elif block.startswith("|"):
+                head, *rows = ("<td>".join(map(prose, row)) for row in table(block))
+                head, rows = head.replace("td>", "th>"), "<tr><td>".join(rows)
+                body += f"<table><thead><tr><th>{head}<tbody><tr><td>{rows}</table>"
+            else:
+                body += f"<p class=p>{prose(' '.join(block.splitlines()))}</p>"
+        slug = re.sub("[^a-z0-9 -]", "", name.lower()).replace(" ", "-")
+        html += section(f"<{tag}>{prose(name)}</{tag}><p>{remark}</p>", body, f" id={slug}")
+    return html
+
+
 def write(site: Path, name: str, title: str, body: str, toc: str = "") -> None:
-    names = ["index", *SCRIPTS, "equations", "exercises"]
-    nav = " ".join(f"<a href={x}.html{' aria-current=page' * (x == name)}>{x}</a>" for x in names)
+    nav = " ".join(f"<a href={x}.html{' aria-current=page' * (x == name)}>{x}</a>" for x in NAMES)
     (site / f"{name}.html").write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
         "<meta name=viewport content='width=device-width,initial-scale=1'>"
@@ -339,8 +357,7 @@ def write_lesson(site: Path, a: Source, b: Source, what: str) -> None:
         lines = f"{html.count(f'<{tag}>')} lines of <a href={one.name}.html>{one.name}</a>"
         head += f"<p><{tag}>{lines}</{tag}></p>"
         for item in one.items.values():
-            twin = other.items.get((item.kind, item.key))
-            if item.kind == "eq" and (twin is None or item.text != twin.text):
+            if item.kind == "eq" and item.text not in [x.text for x in other.items.values()]:
                 href, item = f"equations.html#{item.key}", item._replace(kind=f"eq {tag}")
                 equations += entry(item, href, prose(item.remark))
     main = section(head, f"<h1>{title}</h1><p class=lead>{prose(what)}</p>")
@@ -351,7 +368,7 @@ def write_lesson(site: Path, a: Source, b: Source, what: str) -> None:
 
 
 def write_equations(site: Path, scripts: dict[str, Source]) -> None:
-    html = "<tr><th>label<th>equation<th>what its tests compare with<th>in the code of<tbody>"
+    html = "<th>label<th>equation<th>what its tests compare with<th>in the code of<tbody>"
     for label, (names, text, _, _, told) in EQUATIONS.items():
         places = [(x.name, n) for x in scripts.values() for n in x.labels.get(label, [])]
         code = " ".join(f"<a href={name}.html#L{n}>{name}:{n}</a>" for name, n in places)
@@ -360,29 +377,13 @@ def write_equations(site: Path, scripts: dict[str, Source]) -> None:
         html += f"<tr id={label}><th scope=row>{label}<small>{synonyms}</small>"
         html += f"<td>{prose(text, True)}<td>{compared(label)}"
         html += f"<td class=more>{code or told and f'told in {told}'}\n"
-    rows = [f"<tr><th scope=row>{x}<td>{y}<td>{z}" for x, y, z in table("equations.md", 3)[1:]]
-    main = section("", f"<h1>Equations</h1><table>{''.join(rows)}</table>")
-    write(site, "equations", "Equations", f"{main}<table><thead>{html}</table>")
-
-
-def write_exercises(site: Path) -> None:
-    """docs/exercises.md: headings, paragraphs, and commands indented by four spaces."""
-    main, head, body = "", "", ""
-    for block in (ROOT / "docs/exercises.md").read_text().strip().split("\n\n"):
-        if found := re.match(r"(#+) (.+?)(?: \((.+)\))?$", block):
-            main += section(head, body) if head else ""
-            tag, body = f"h{len(found[1])}", ""
-            head = f"<{tag}>{found[2]}</{tag}><p>{found[3] or ''}</p>"
-        elif block.startswith("    "):
-            body += f"<pre>{escape(textwrap.dedent(block))}</pre>"
-        else:
-            body += f"<p class=p>{prose(block)}</p>"
-    write(site, "exercises", "Exercises", main + section(head, body))
+    main = markdown(INTRODUCTION)
+    write(site, "equations", "Equations", f"{main}<table><thead><tr>{html}</table>")
 
 
 def write_index(site: Path, scripts: dict[str, Source]) -> None:
     """The reading order as a map: of each script what is new, and what it reaches."""
-    readme, html = (ROOT / "README.md").read_text(), ""
+    readme, html = TEXTS["README.md"], ""
     starts = [before for before, _ in LESSONS.values()]
     for name, script in scripts.items():
         idea = script.sections["Idea"][0].text.partition(". ")[0] + "."
@@ -398,31 +399,30 @@ def write_index(site: Path, scripts: dict[str, Source]) -> None:
     ppo = scripts["ppo"]
     code = "".join(ppo.line(n, False) for n in ppo.parts["clipped_surrogate"])
     main += f"<section><div class=src>{code}</div></section><ol class=map>{html}</ol>"
-    for text, path in re.findall(r"!\[(.+?)\]\((.+?)\)", readme):
-        main += f"<img src={Path(shutil.copy(ROOT / path, site)).name} alt='{escape(text)}'>"
+    main += "".join(map(prose, re.findall(r"!\[.+?\]\(benchmarks/.+?\)", readme)))
     write(site, "index", "Policy gradients", main)
 
 
 def build(site: Path) -> None:
     site.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "docs/style.css", site)
+    figures = [*ROOT.glob("benchmarks/results/**/*.[ps][nv]g"), *ROOT.glob("docs/numbers/*.svg")]
+    for path in [ROOT / "docs/style.css", *figures]:
+        shutil.copy(path, site)
     scripts = {name: Source(ROOT / f"{name}.py") for name in SCRIPTS}
     tests = [Source(path) for path in sorted((ROOT / "tests").glob("test_*.py"))]
-    found = []  # (number of labels, label, link to the test): first tests of this label only
     for test in tests:
         for name, docstring in test.docstrings.items():
             labels = set(LABEL.findall(docstring)) if name.startswith("test_") else set()
             link = f"<a href={test.name}.html#L{test.parts[name].start}>{name[5:].replace('_', ' ')}</a>"
-            found += [(len(labels), label, link) for label in labels]
-    TESTS.clear()
-    for _, label, link in sorted(found):
-        TESTS.setdefault(label, []).append(link)
+            for label in labels:
+                TESTS.setdefault(label, set()).add((len(labels), link))
     for source in [*scripts.values(), *tests]:
         write_source(site, source)
     for after, (before, what) in LESSONS.items():
         write_lesson(site, scripts[before], scripts[after], what)
     write_equations(site, scripts)
-    write_exercises(site)
+    for path in PAGES:
+        write(site, path.stem, path.stem.title(), markdown(path.read_text()))
     write_index(site, scripts)
 
 

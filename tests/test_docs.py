@@ -1,6 +1,7 @@
 """The pages that docs/build.py writes, and the exercises."""
 
 import html.parser
+import itertools
 import re
 import sys
 from urllib.parse import unquote
@@ -71,7 +72,7 @@ def test_mathematics():
             build.mathml(text)
 
 
-@pytest.mark.parametrize("page", [*FILES, "equations", "exercises"])
+@pytest.mark.parametrize("page", [*FILES, "equations", "exercises", "numbers"])
 def test_no_notation_is_left(site, page):
     """The equations of the headers and of equations.md are typeset: no _x or ^x remains."""
     text = site[1][f"{page}.html"].text
@@ -118,6 +119,50 @@ def test_pages(site):
             assert not anchor or anchor in pages[path or name].ids, (name, link)
 
 
+def test_markdown():
+    """Headings have ids; a link to a file that the site lacks is its name; markers are dropped."""
+    links = "[a](../claims.md#be-1) [b](ppo.py) [c](benchmarks/claims.py) [d](https://e.org)"
+    text = f"## Be 1 (L10 4)\n\n{links} **x** `y`\n\n<!-- 1 -->\n|  | n |\n|---|---|\n| a | 1 |\n"
+    links = (
+        "<a href='claims.html#be-1'>a</a> <a href='ppo.html'>b</a> c <a href='https://e.org'>d</a>"
+    )
+    body = f"<p class=p>{links} <b>x</b> <code>y</code></p>"
+    body += f"<table><thead><tr><th><th>{build.prose('n')}<tbody><tr><td>a<td>1</table>"
+    assert build.markdown(text) == build.section("<h2>Be 1</h2><p>L10 4</p>", body, " id=be-1")
+
+
+def test_numbers():
+    """The commands have flags of their scripts; the figures are small, one for each failure."""
+    text = (ROOT / "docs/numbers.md").read_text()
+    for script, flags in re.findall(r"python (\w+)\.py (.+)", text.replace("\\\n", "")):
+        fields = set(re.findall(r"(?m)^    (\w+):", (ROOT / f"{script}.py").read_text()))
+        flags = re.findall(r"--(?:no-)?([\w-]+)", flags)
+        assert flags and {x.replace("-", "_") for x in flags} <= fields, (script, flags)
+    figures = [ROOT / "docs" / path for path in re.findall(r"numbers/\w+\.svg", text)]
+    assert len(figures) == len(set(figures)) == text.count("\n## ") - 1  # the table has none
+    assert all(path.stat().st_size < 40_000 for path in figures)
+
+
+def test_contrast():
+    """WCAG 2 asks for 4.5 between text and background; in the light and in the dark."""
+
+    def luminance(colour: str) -> float:
+        channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    pairs = re.findall(
+        r"([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", (ROOT / "docs/style.css").read_text()
+    )
+    grounds = [colours for name, *colours in pairs if name in ("--bg", "--mark", "--ins", "--del")]
+    texts = [colours for name, *colours in pairs if name in ("--ink", "--soft", "--link", "color")]
+    assert len(grounds) == 4 and len(texts) == 6
+    for scheme in (0, 1):
+        for text, ground in itertools.product(texts, grounds):
+            low, high = sorted(luminance(x[scheme]) for x in (text, ground))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
+
+
 @pytest.mark.parametrize("script", FILES)
 def test_blanks(script):
     """Each statement with a label raises; all else is the script."""
@@ -146,5 +191,10 @@ def test_exercises():
 
 
 def test_sizes():
-    for path, most in {"docs/build.py": 430, "docs/style.css": 90, "exercises.py": 80}.items():
+    for path, most in {
+        "docs/build.py": 430,
+        "docs/style.css": 90,
+        "docs/plots.py": 80,
+        "exercises.py": 80,
+    }.items():
         assert len((ROOT / path).read_text().splitlines()) <= most

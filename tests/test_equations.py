@@ -585,6 +585,22 @@ def test_clipped_surrogate_by_hand(advantage, ratio, value, gradient):
     assert torch.autograd.grad(surrogate, log_prob)[0].item() == pytest.approx(gradient)
 
 
+def test_the_clip_as_a_kl_penalty():
+    """[AC-09b] The clip's gradient is that of r_t A_t − β_t KL_t with the sample KL_t = log π_old −
+    log π_θ, β_t = −r_t A_t beyond the clip on the side that A_t favours, and 0 elsewhere (arXiv
+    2606.23932)."""
+    old_log_probs, advantages = torch.randn(2, 200)
+    log_probs = (old_log_probs + 0.4 * torch.randn(200)).requires_grad_()
+    ratio = (log_probs - old_log_probs).exp()
+    beyond = torch.where(advantages > 0, ratio > 1.2, ratio < 0.8)
+    assert 20 < beyond.sum() < 180
+    betas = torch.where(beyond, -ratio * advantages, 0.0).detach()
+    penalised = (ratio * advantages - betas * (old_log_probs - log_probs)).mean()
+    clipped = ppo.clipped_surrogate(log_probs, old_log_probs, advantages, 0.2)
+    expected, found = (torch.autograd.grad(x, log_probs)[0] for x in (penalised, clipped))
+    torch.testing.assert_close(found, expected)
+
+
 def test_approximate_kl():
     """Trap 15: E[ratio − 1 − log ratio] for ratios 2 and ½, and not below 0 for tiny changes. Its
     expectation over a ∼ π_old is KL(π_old ‖ π_θ), here a sum over three actions."""

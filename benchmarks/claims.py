@@ -1,0 +1,839 @@
+"""What the texts claim, measured with the scripts' own functions: tables and figures of claims.md.
+
+    python benchmarks/claims.py          # all claims: an hour on two cores
+    python benchmarks/claims.py 1 4      # these only
+
+`claim_N` measures claim N, draws results/claims/N.svg and N.png, and returns its table: a list of
+rows, the first of which are the headings. A cell is a text, a number, or a list of one number for
+each seed, which becomes mean ± half of its 95 % interval (Student's t). The table replaces the
+lines of claims.md between `<!-- N -->` and the next empty line.
+"""
+
+import contextlib
+import copy
+import io
+import itertools
+import json
+import math
+import os
+import re
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from types import ModuleType, SimpleNamespace
+
+import gymnasium as gym
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from ablations import ABLATIONS, STUDENT
+from run import RESULTS, ROOT, read
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+sys.path.insert(0, str(ROOT))
+import a2c
+import a3c
+import ddpg
+import grpo
+import ppo
+import reinforce_baseline
+import rlhf
+import sac
+import td3
+import trpo
+from a2c import n_step_advantages, rollout
+from ppo import gae
+from reinforce_baseline import discounted_returns, play_episode, policy_gradient_loss
+
+SEEDS = range(5)
+COLOURS = "#332288 #cc6677 #ddaa33 #117733 #88ccee #aa4499 #999933 #882255".split()  # Paul Tol's
+plt.rcParams |= {"font.size": 12, "axes.prop_cycle": plt.cycler(color=COLOURS)}
+plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "claims"}
+
+
+# ── What all claims use ───────────────────────────────────────────────────────────────────────────
+def interval(numbers) -> tuple[float, float]:
+    """The mean, and half of its 95 % interval."""
+    n = len(numbers)
+    return statistics.mean(numbers), STUDENT[min(n, 10) - 2] * statistics.stdev(numbers) / n**0.5
+
+
+def said(cell) -> str:
+    """A cell of a table as text, with three digits."""
+    if isinstance(cell, str):
+        return cell
+    mean, half = interval([*map(float, cell)]) if isinstance(cell, list) else (cell, 0.0)
+    if mean == math.inf:
+        return "never"
+    largest = max(abs(mean), half)
+    digits = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
+    return f"{mean:,.{digits}f}" + f" ± {half:,.{digits}f}" * (half > 0)
+
+
+def in_parallel(function, jobs: list[tuple]) -> dict:
+    """job → function(*job), in two processes."""
+    with ProcessPoolExecutor(2) as pool:
+        return dict(zip(jobs, pool.map(function, *zip(*jobs))))
+
+
+def over_seeds(function, names, seeds=SEEDS) -> dict[str, list]:
+    """name → function(name, seed) for each seed, in two processes."""
+    found = in_parallel(function, [(name, seed) for name in names for seed in seeds])
+    return {name: [found[name, seed] for seed in seeds] for name in names}
+
+
+def trained(script: ModuleType, **args) -> SimpleNamespace:
+    """Trains in a temporary folder: the checkpoint's state, updates.csv, the evaluation's returns."""
+    here, args = os.getcwd(), {"eval_episodes": 1} | args
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),  # no bar
+    ):
+        os.chdir(folder)
+        try:
+            run = script.train(script.Args(**args))
+            state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
+            returns = json.loads((run / "summary.json").read_text())["evaluation_returns"]
+            return SimpleNamespace(state=state, updates=read(run / "updates.csv"), returns=returns)
+        finally:
+            os.chdir(here)
+
+
+def loaded(network: torch.nn.Module, state: dict) -> torch.nn.Module:
+    network.load_state_dict(state)
+    return network
+
+
+@contextlib.contextmanager
+def figure(name: str, title: str, panels: int = 2):
+    """Yields the axes of a figure of one size, and saves it; its title says what it shows."""
+    picture, axes = plt.subplots(1, panels, figsize=(8, 4.2), layout="constrained", squeeze=False)
+    picture.suptitle(title)
+    yield axes[0]
+    for axis in axes[0]:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=9)
+    (RESULTS / "claims").mkdir(exist_ok=True)
+    picture.savefig(RESULTS / "claims" / f"{name}.svg", metadata={"Date": None})
+    picture.savefig(RESULTS / "claims" / f"{name}.png", dpi=120)
+    plt.close(picture)
+
+
+def lines(axis: plt.Axes, x: list, runs: dict[str, list], **labels) -> None:
+    """A line for each name: the mean over seeds of runs[name] (seeds, x), and its interval."""
+    for (name, values), style in zip(runs.items(), itertools.cycle(("-", "--", "-.", ":"))):
+        mean, half = np.array([interval(column) for column in np.array(values, float).T.tolist()]).T
+        (line,) = axis.plot(x, mean, style, marker=".", label=name)
+        axis.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
+    axis.set(**labels)
+
+
+def in_training(script: ModuleType, seed: int, steps: int, N: int, T: int) -> tuple:
+    """A policy of HalfCheetah-v4 in training, N environments, and a rollout of T steps in each."""
+    state = trained(script, total_timesteps=steps, seed=seed).state
+    envs = [script.make_env("HalfCheetah-v4") for _ in range(N)]
+    actor = loaded(script.Actor(envs[0].observation_space, envs[0].action_space), state["actor"])
+    critic = loaded(script.Critic(envs[0].observation_space), state["critic"])
+    obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])
+    _, _, observations, actions, rewards, next_observations, *ends = rollout(envs, obs, actor, T)
+    with torch.no_grad():
+        log_probs = actor(observations).log_prob(actions)
+        values, next_values = critic(observations), critic(next_observations)
+        advantages = gae(rewards, values, next_values, *ends, 0.995, 0.97)
+    samples = observations, actions, log_probs, advantages, advantages + values
+    return actor, critic, envs, [x.flatten(0, 1) for x in samples]
+
+
+def return_of(actor, envs: list, seed: int) -> float:
+    """The mean return of one episode of the stochastic policy in each environment."""
+    torch.manual_seed(seed)
+    obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])
+    _, episodes, *_ = rollout(envs, obs, actor, 1000)
+    return statistics.mean(float(episode["r"]) for episode in episodes)
+
+
+# ── 1, 2: variance, and what bootstrapping does to it ─────────────────────────────────────────────
+S, A, E = 10, 3, 10  # states, actions; episodes in a batch
+WEIGHTS = {  # of ∇log π: of rewards, V(s), V(s'), terminations, truncations (T, ...), and γ
+    "G": lambda r, v, next_v, ends, cuts, gamma: discounted_returns(r, gamma),
+    "G − batch mean": lambda r, v, next_v, ends, cuts, gamma: discounted_returns(r, gamma),
+    "G − V": lambda r, v, next_v, ends, cuts, gamma: discounted_returns(r, gamma) - v,
+    "GAE, λ = 0.95": lambda *samples: gae(*samples, 0.95),
+    "δ": lambda *samples: gae(*samples, 0.0),
+}
+
+
+class MDP:
+    """Random rewards and transitions; an episode ends after each step with probability 0.1; γ = 1."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.rewards = torch.randn(S, A)
+        self.chances = (3 * torch.randn(S, A, S)).softmax(-1)
+        self.theta = torch.randn(S, A)
+
+    def values(self, theta: Tensor) -> Tensor:
+        """V^π(s) (S,), exactly: V = r + 0.9 P V."""
+        probs = theta.softmax(-1)
+        chain = 0.9 * torch.einsum("sa,sat->st", probs, self.chances)
+        return torch.linalg.solve(torch.eye(S) - chain, (probs * self.rewards).sum(-1))
+
+    def gradient(self) -> Tensor:
+        """∇J (S · A,), exactly; episodes start in state 0."""
+        return torch.func.grad(lambda theta: self.values(theta)[0])(self.theta).flatten()
+
+    def episodes(self, n: int) -> tuple[Tensor, ...]:
+        """(T, n): states, actions, rewards, next states, ends; and false after an episode's end."""
+        state, alive = torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.bool)
+        steps = []
+        while alive.any():
+            action = torch.multinomial(self.theta.softmax(-1)[state], 1).squeeze(-1)
+            next_state = torch.multinomial(self.chances[state, action], 1).squeeze(-1)
+            ends = torch.rand(n) < 0.1
+            reward = self.rewards[state, action] * alive
+            steps.append((state, action, reward, next_state, ends, alive))
+            state, alive = next_state, alive & ~ends
+        return tuple(torch.stack(x) for x in zip(*steps))
+
+    def estimates(self, states, actions, weights) -> Tensor:
+        """Σ_t ∇log π · weight of each episode, by the scripts' loss: (T, n) → (n, S · A)."""
+
+        def loss(theta, states, actions, weights):
+            log_probs = theta.log_softmax(-1)[states, actions]
+            return policy_gradient_loss(log_probs, weights) * len(weights)
+
+        gradient = torch.vmap(torch.func.grad(loss), (None, 1, 1, 1))
+        return -gradient(self.theta, states, actions, weights).flatten(1)
+
+
+def bias_and_variance(mdp: MDP, V: Tensor, functions: dict, n: int = 20_000) -> dict[str, tuple]:
+    """name → squared bias of E episodes, and variance of one, both divided by |∇J|²."""
+    true, found = mdp.gradient(), {}
+    states, actions, rewards, next_states, ends, alive = mdp.episodes(n)
+    samples = rewards, V[states], V[next_states], ends, torch.zeros_like(ends)
+    for name, function in functions.items():
+        weights = (function(*samples, 1.0) * alive).reshape(len(alive), -1, E)
+        if name == "G − batch mean":
+            steps = alive.reshape(weights.shape)
+            weights = (weights - weights.sum((0, 2), True) / steps.sum((0, 2), True)) * steps
+        batches = mdp.estimates(states, actions, weights.flatten(1)).reshape(-1, E, S * A).mean(1)
+        variance = batches.var(0).sum()
+        bias = (batches.mean(0) - true).square().sum() - variance / len(batches)
+        found[name] = tuple((x / true.square().sum()).item() for x in (bias, E * variance))
+    return found
+
+
+def episodes_needed(task: str, seed: int) -> dict[str, float]:
+    """name → number of episodes for a cosine of 0.9 with the gradient of a policy in training.
+
+    With g = ∇J, the mean m of the estimates and their variance v for one episode, the cosine after
+    n episodes is about g·m / (|g| √(|m|² + v/n)). Products of means are of two halves of the
+    batches, so that they are unbiased; ∇J is the mean of all estimates by G − V.
+    """
+    script, (steps, batches) = reinforce_baseline, TASKS[task]
+    args = dict(total_timesteps=steps, batch_size=min(steps // 10, 2048))
+    state = trained(script, env_id=task, seed=seed, **args).state
+    env = script.make_env(task)
+    env.reset(seed=seed)
+    actor = loaded(script.Actor(env.observation_space, env.action_space), state["actor"])
+    critic = loaded(script.Critic(env.observation_space), state["critic"])
+    gradients = {name: [] for name in WEIGHTS}
+    for _ in range(batches):
+        weights, log_probs = {name: [] for name in WEIGHTS}, []
+        for _ in range(E):
+            obs, actions, rewards, _ = play_episode(env, actor)
+            with torch.no_grad():
+                values = critic(obs)
+            next_values = torch.cat((values[1:], torch.zeros(1)))  # its end is a terminal state
+            never = torch.zeros_like(values, dtype=torch.bool)
+            samples = [x.unsqueeze(-1) for x in (rewards, values, next_values, never, never)]
+            for name, function in WEIGHTS.items():
+                weights[name].append(function(*samples, script.Args.gamma).squeeze(-1))
+            log_probs.append(actor(obs).log_prob(actions))
+        for name in WEIGHTS:
+            weight = torch.cat(weights[name])
+            weight = weight - weight.mean() * (name == "G − batch mean")
+            loss = policy_gradient_loss(torch.cat(log_probs), weight) * len(weight) / E
+            gradient = torch.autograd.grad(loss, [*actor.parameters()], retain_graph=True)
+            gradients[name].append(-parameters_to_vector(gradient))
+    halves = {name: torch.stack(x).unflatten(0, (2, -1)).mean(1) for name, x in gradients.items()}
+    (g0, g1), needed = halves["G − V"], {}
+    for name, (m0, m1) in halves.items():
+        variance = E * torch.stack(gradients[name]).var(0).sum()
+        room = ((g0 @ m1 + g1 @ m0) / 1.8) ** 2 / (g0 @ g1).clamp(min=1e-12) - m0 @ m1
+        needed[name] = (variance / room).item() if room > 0 else math.inf
+    return needed
+
+
+TASKS = {"CartPole-v1": (10_000, 60), "HalfCheetah-v4": (60_000, 20)}  # steps, batches
+ARMS = torch.tensor([0.55, 0.62, 0.90, 0.58, 0.50])  # the rewards of [L3-8]
+
+
+def variance_ratios() -> tuple[float, float]:
+    """How much less variance the baseline E[r] leaves on the arms, at first and at π(best) = 0.9."""
+    theta, found = torch.zeros(5), []
+    while not found or theta.softmax(-1)[2] < 0.9:
+        probs, variances = theta.softmax(-1), []
+        for baseline in 0.0, probs @ ARMS:
+            samples = (torch.eye(5) - probs) * (ARMS - baseline).unsqueeze(-1)  # one row an arm
+            mean = probs @ samples
+            variances.append(probs @ (samples - mean).square().sum(-1))
+        found.append((variances[0] / variances[1]).item())
+        theta = theta + 0.5 * mean
+    return found[0], found[-1]
+
+
+def left_by_batch_mean(episodes: int, T: int = 10) -> float:
+    """The share of an action's gradient that is left, if it costs 1 at once and brings 1.5 at last.
+
+    By enumeration of the first actions of all episodes of a batch, each taken with probability ½.
+    """
+    whole = less = 0.0
+    for batch in itertools.product((0.0, 1.0), repeat=episodes):
+        rewards = torch.zeros(T, episodes)
+        rewards[0], rewards[-1] = -torch.tensor(batch), 1.5 * torch.tensor(batch)
+        G = discounted_returns(rewards, 1.0)  # (T, episodes)
+        score = torch.tensor(batch) - 0.5  # of the first action
+        whole += (score * G[0]).mean().item()
+        less += (score * (G[0] - G.mean())).mean().item()
+    return less / whole
+
+
+def left_by_group_mean(size: int) -> float:
+    """The share of the gradient on the arms that GRPO's group mean leaves, by enumeration."""
+    whole = less = 0.0
+    for group in itertools.product(range(5), repeat=size):
+        scores = torch.eye(5)[list(group), 2] - 0.2  # ∂ log π / ∂ θ of the best arm
+        whole += (scores * ARMS[list(group)]).sum().item()
+        less += (scores * grpo.group_advantages(ARMS[list(group)], size, False)).sum().item()
+    return less / whole
+
+
+def claim_1() -> list:
+    mdps = [MDP(seed) for seed in SEEDS]
+    exact = [bias_and_variance(mdp, mdp.values(mdp.theta), WEIGHTS) for mdp in mdps]
+    needed = over_seeds(episodes_needed, TASKS)
+    rows = [["weight of ∇log π", "squared bias", "variance", *TASKS]]
+    for name in WEIGHTS:
+        middle = [statistics.median(x[name] for x in needed[task]) for task in TASKS]
+        rows.append([name, *([found[name][i] for found in exact] for i in (0, 1)), *middle])
+    with figure("1", "A critic cuts the variance of the gradient") as axes:
+        axes[0].barh([*WEIGHTS], [statistics.mean(row[2]) for row in rows[1:]], color=COLOURS[4])
+        axes[0].set(xlabel="variance / |∇J|², small MDP")
+        for i, task in enumerate(TASKS):
+            places = np.arange(len(WEIGHTS)) + 0.4 * i - 0.2
+            axes[1].barh(places, [min(row[3 + i], 1e5) for row in rows[1:]], 0.4, label=task)
+        axes[1].set(xscale="log", yticks=[], xlabel="episodes for a cosine of 0.9")
+        axes[0].invert_yaxis()
+        axes[1].invert_yaxis()
+    return rows
+
+
+def claim_1b() -> list:
+    numbers = [1, 2, 4, 6]
+    rows = [["left of the gradient", *(f"n = {n}" for n in numbers)]]
+    rows.append(["batch mean of n episodes", *map(left_by_batch_mean, numbers)])
+    rows.append(["GRPO's mean of n responses", "-", *map(left_by_group_mean, numbers[1:])])
+    return rows + [["five arms: variance / variance with b = E[r]", *variance_ratios(), "", ""]]
+
+
+LAMBDAS, STEPS, FITS = [0.0, 0.5, 0.8, 0.9, 0.95, 1.0], [1, 2, 4, 8, 16, 200], [1, 10, 100]
+
+
+def n_step(n: int, *samples) -> Tensor:
+    """Advantages in rollouts of n steps, as in a2c.py."""
+    *samples, gamma = samples
+    pieces = range(0, len(samples[0]), n)
+    return torch.cat([n_step_advantages(*(x[t : t + n] for x in samples), gamma) for t in pieces])
+
+
+def errors(fit: int, seed: int) -> dict[str, tuple]:
+    """bias_and_variance for all λ and n, with a table V of the mean returns in `fit` episodes."""
+    mdp = MDP(seed)
+    states, _, rewards, _, _, alive = mdp.episodes(fit)
+    returns, visits = (
+        discounted_returns(rewards, 1.0)[alive],
+        torch.bincount(states[alive], minlength=S),
+    )
+    V = torch.zeros(S).index_add(0, states[alive], returns) / visits.clamp(min=1)
+    functions = {f"λ = {x}": lambda *samples, x=x: gae(*samples, x) for x in LAMBDAS}
+    functions |= {f"n = {n}": partial(n_step, n) for n in STEPS}
+    return bias_and_variance(mdp, V, functions, 5000)
+
+
+def claim_2() -> list:
+    found = over_seeds(errors, FITS, range(10))
+    with figure("2", "The worse the critic, the less bootstrapping pays") as axes:
+        for axis, kind, x in (axes[0], "λ", LAMBDAS), (axes[1], "n", STEPS):
+            names = [f"{kind} = {y}" for y in x]
+            total = {
+                f"critic of {fit} episodes": [
+                    [y[k][0] + y[k][1] / E for k in names] for y in found[fit]
+                ]
+                for fit in FITS
+            }
+            lines(axis, range(len(x)), total, yscale="log", xlabel=kind)
+            axis.set_xticks(range(len(x)), ["∞" if y == 200 else y for y in x])
+        axes[0].set_ylabel("(bias² + variance) / |∇J|²")
+    names = [f"λ = {x}" for x in (0.0, 0.9, 1.0)]
+    rows = [["critic of", *(f"{x}: {y}" for x in names for y in ("squared bias", "variance"))]]
+    for fit in FITS:
+        cells = [[x[name][i] for x in found[fit]] for name in names for i in (0, 1)]
+        rows.append([f"{fit} episodes", *cells])
+    return rows
+
+
+# ── 3: parallel environments ──────────────────────────────────────────────────────────────────────
+def effective_samples(env_id: str, kind: str, N: int, seed: int, rollouts: int = 120) -> float:
+    """Independent samples among the 256 in a rollout of N environments, with an untrained policy.
+
+    The variance of single observations over that of the mean of a rollout, summed over the entries.
+    Staggered, environment n is reset after rollout n, as in a2c.py.
+    """
+    torch.manual_seed(seed)
+    envs = [a2c.make_env(env_id) for _ in range(N)]
+    actor = a2c.Actor(envs[0].observation_space, envs[0].action_space)
+    obs = np.stack([env.reset(seed=10**6 * seed + n)[0] for n, env in enumerate(envs)])
+    means, variances = [], []
+    for i in range(1, N + rollouts):
+        obs, _, observations, *_ = rollout(envs, obs, actor, 256 // N)
+        if kind == "staggered" and i < N:
+            obs[i], _ = envs[i].reset()
+        if i >= N:
+            means.append(observations.mean((0, 1)))
+            variances.append(observations.var((0, 1)))
+    between = torch.stack(means).var(0)
+    return ((torch.stack(variances).mean(0) + between).sum() / between.sum()).item()
+
+
+def workers(W: int, seed: int) -> float:
+    """The evaluated return of a3c.py with W workers on CartPole-v1, or of a2c.py with W = 0."""
+    args = dict(env_id="CartPole-v1", total_timesteps=50_000, eval_episodes=20, seed=seed)
+    run = trained(a3c, num_workers=W, **args) if W else trained(a2c, **args)
+    return statistics.mean(run.returns)
+
+
+def claim_3() -> list:
+    numbers, counts = [1, 4, 16, 64], [1, 2, 4, 8]
+    kinds = [*itertools.product(("Pendulum-v1", "HalfCheetah-v4"), ("in lockstep", "staggered"))]
+    jobs = [(*kind, N, seed) for kind in kinds for N in numbers for seed in range(3)]
+    found = in_parallel(effective_samples, jobs)
+    samples = {
+        ", ".join(kind): [[found[(*kind, N, seed)] for N in numbers] for seed in range(3)]
+        for kind in kinds
+    }
+    returns = {W: [workers(W, seed) for seed in SEEDS] for W in [*counts, 0]}
+    with figure("3", "Many short rollouts hold more independent samples") as axes:
+        lines(axes[0], numbers, samples, xscale="log", yscale="log", xlabel="N environments")
+        axes[0].set_xticks(numbers, numbers)
+        axes[0].set_ylabel("effective samples of 256")
+        a3c_returns = [*zip(*(returns[W] for W in counts))]
+        lines(axes[1], counts, {"a3c.py": a3c_returns}, xlabel="workers")
+        axes[1].axhline(statistics.mean(returns[0]), color="grey", label="a2c.py")
+        axes[1].set_ylabel("return on CartPole-v1")
+    rows = [["effective samples of 256", *(f"N = {N}" for N in numbers)]]
+    rows += [[kind, *([*column] for column in zip(*x))] for kind, x in samples.items()]
+    rows.append(["**return on CartPole-v1**", *(f"**{W} workers**" for W in counts)])
+    rows.append(["a3c.py", *(returns[W] for W in counts)])
+    return rows + [["a2c.py, 32 environments", returns[0], "", "", ""]]
+
+
+# ── 4, 5: how far a step may go ───────────────────────────────────────────────────────────────────
+LENGTHS = [0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
+DIRECTIONS = ["gradient", "natural gradient"]
+
+
+def along_steps(_: str, seed: int) -> dict[str, list]:
+    """(KL, change of the return) after steps of LENGTHS in both DIRECTIONS, and after TRPO's."""
+    actor, _, envs, samples = in_training(trpo, seed, 200_000, 16, 500)
+    observations, actions, old_log_probs, advantages, _ = samples
+    advantages = (advantages - advantages.mean()) / advantages.std()
+    parameters = [*actor.parameters()]
+    with torch.no_grad():
+        old_dist = actor(observations)
+
+    def surrogate_and_kl() -> tuple[Tensor, Tensor]:
+        dist = actor(observations)
+        gain = trpo.surrogate(dist.log_prob(actions), old_log_probs, advantages)
+        return gain, trpo.mean_kl(old_dist, dist)
+
+    gain, kl = surrogate_and_kl()
+    g = parameters_to_vector(torch.autograd.grad(gain, parameters, retain_graph=True))
+    kl_gradient = parameters_to_vector(torch.autograd.grad(kl, parameters, create_graph=True))
+    fisher = partial(trpo.fisher_vector_product, kl_gradient, parameters, damping=0.1)
+    x = trpo.conjugate_gradient(fisher, g, 10)
+    old, before = parameters_to_vector(parameters).detach(), return_of(actor, envs, seed)
+    found = {"before": before}
+    for name, direction in zip(DIRECTIONS, (g, x)):
+        found[name] = []
+        for length in LENGTHS:
+            vector_to_parameters(old + length * direction / direction.norm(), parameters)
+            kl = surrogate_and_kl()[1].item()
+            found[name].append((kl, return_of(actor, envs, seed) - before))
+    vector_to_parameters(old, parameters)
+    step = trpo.full_step(x, fisher(x), 0.02)
+    fraction, _, kl = trpo.line_search(parameters, step, surrogate_and_kl, 0.02, 10)
+    after = return_of(actor, envs, seed) - before
+    return found | {"length": fraction * step.norm().item(), "TRPO": (kl.item(), after)}
+
+
+def claim_4() -> list:
+    (found,) = over_seeds(along_steps, [""]).values()
+    shown = 2, 4, 6
+    rows = [["change of the return", *(f"length {LENGTHS[i]}" for i in shown), "step of trpo.py"]]
+    for name, last in zip(DIRECTIONS, ("", [x["TRPO"][1] for x in found])):
+        rows.append([f"along the {name}", *([x[name][i][1] for x in found] for i in shown), last])
+    for name, last in zip(DIRECTIONS, ("", [x["TRPO"][0] for x in found])):
+        rows.append([f"KL, {name}", *([x[name][i][0] for x in found] for i in shown), last])
+    rows.append(["return before: " + said([x["before"] for x in found]), "", "", "", ""])
+    with figure("4", "One long step ruins a policy; a trust region avoids it") as axes:
+        for axis, i, label in (axes[0], 1, "change of the return"), (axes[1], 0, "KL(π_old ‖ π_θ)"):
+            runs = {name: [[y[i] for y in x[name]] for x in found] for name in DIRECTIONS}
+            lines(axis, LENGTHS, runs, xscale="log", xlabel="length of the step |Δθ|", ylabel=label)
+            lengths, marks = [x["length"] for x in found], [x["TRPO"][i] for x in found]
+            axis.plot(lengths, marks, "k*", label="step of trpo.py")
+        axes[1].set_yscale("log")
+    return rows
+
+
+OBJECTIVES = {"no clip": (math.inf, 0.0), "clip": (0.2, 0.0)}  # ε, β at first
+OBJECTIVES |= {"KL penalty, β = 1": (math.inf, 1.0), "adaptive KL penalty": (math.inf, 1.0)}
+EPOCHS = [1, 5, 10, 20, 40]
+
+
+def epochs(policy: tuple, objective: str, seed: int) -> dict[str, list]:
+    """After each epoch on one rollout: KL, share of ratios beyond 1 ± 0.2; and return after EPOCHS."""
+    *models, envs, samples = policy
+    actor, critic = copy.deepcopy(models)
+    clip_coef, beta = OBJECTIVES[objective]
+    args = ppo.Args(clip_coef=clip_coef)
+    adam = ppo.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate)
+    found = {"KL": [], "beyond": [], "return": [], "before": return_of(actor, envs, seed)}
+    for epoch in range(1, EPOCHS[-1] + 1):
+        for rows in torch.randperm(len(samples[0])).split(64):
+            obs, actions, old_log_probs, *rest = (x[rows] for x in samples)
+            gain, _ = ppo.ppo_objective(actor, critic, obs, actions, old_log_probs, *rest, args)
+            kl = ppo.approximate_kl(actor(obs).log_prob(actions) - old_log_probs)
+            adam.step(-(gain - beta * kl), args.max_grad_norm)
+        with torch.no_grad():
+            log_ratio = actor(samples[0]).log_prob(samples[1]) - samples[2]
+        kl = ppo.approximate_kl(log_ratio).item()
+        if objective == "adaptive KL penalty":  # Schulman 2017, section 4, here after each epoch
+            beta *= 2 if kl > 1.5 * 0.01 else 0.5 if kl < 0.01 / 1.5 else 1
+        found["KL"].append(kl)
+        found["beyond"].append(((log_ratio.exp() - 1).abs() > 0.2).float().mean().item())
+        if epoch in EPOCHS:
+            found["return"].append(return_of(actor, envs, seed) - found["before"])
+    return found
+
+
+def all_epochs(_: str, seed: int) -> dict[str, dict]:
+    policy = in_training(ppo, seed, 150_000, 8, 256)
+    return {objective: epochs(policy, objective, seed) for objective in OBJECTIVES}
+
+
+def claim_5() -> list:
+    (seeds,) = over_seeds(all_epochs, [""]).values()
+    found = {objective: [x[objective] for x in seeds] for objective in OBJECTIVES}
+    with figure("5", "The clip takes away the reason to go far, not the possibility") as axes:
+        kl = {name: [np.log10(x["KL"]) for x in found[name]] for name in OBJECTIVES}
+        beyond = {name: [x["beyond"] for x in found[name]] for name in OBJECTIVES}
+        lines(axes[0], range(1, EPOCHS[-1] + 1), kl, ylabel="log₁₀ KL(π_old ‖ π_θ)")
+        lines(axes[1], range(1, EPOCHS[-1] + 1), beyond, ylabel="share of ratios beyond 1 ± 0.2")
+        for axis in axes:
+            axis.set_xlabel("epochs K")
+    kinds = "median KL", "share beyond 1 ± 0.2", "change of the return"
+    rows = [["objective", *(f"{kind}, K = {K}" for K in (10, 40) for kind in kinds)]]
+    for name, x in found.items():
+        rows.append([name])
+        for K in 10, 40:
+            rows[-1].append(statistics.median(y["KL"][K - 1] for y in x))
+            rows[-1].append([y["beyond"][K - 1] for y in x])
+            rows[-1].append([y["return"][EPOCHS.index(K)] for y in x])
+    return rows
+
+
+# ── 6: sample efficiency ──────────────────────────────────────────────────────────────────────────
+def claim_6() -> list:
+    import report
+
+    goal = 3000
+    rows = [[f"to a training return of {goal:,}", "steps", "minutes"]]
+    for suffix in "svg", "png":
+        with plt.rc_context({"font.size": 9}):
+            report.steps_and_seconds(RESULTS / "claims" / f"6.{suffix}", "HalfCheetah-v4", goal)
+    for script in report.OURS:
+        steps, seconds, values = report.curves(script, "HalfCheetah-v4")
+        if values.mean(0).max() >= goal:
+            first = np.argmax(values.mean(0) >= goal)
+            rows.append([f"{script}.py", f"{steps[first]:,.0f}", seconds[first] / 60])
+    return rows
+
+
+# ── 7, 8: overestimation and entropy ──────────────────────────────────────────────────────────────
+SMALL = dict(learning_starts=1000, batch_size=64)
+TD_TARGET = td3.td_target
+REPAIRS = {
+    "ddpg.py": (ddpg, {}),
+    "td3.py": (td3, {}),
+    "td3.py, one critic": (td3, {}),
+    "td3.py, no delay": (td3, dict(policy_frequency=1)),
+    "td3.py, no noise": (td3, dict(policy_noise=0.0)),
+}
+AVERAGING = {f"τ = {tau}": (ddpg, dict(tau=tau)) for tau in (1.0, 0.1, 0.005, 0.0005)}
+ALPHAS = {"automatic α": (sac, {})}
+ALPHAS |= {f"α = {a}": (sac, dict(alpha=a, autotune=False)) for a in (0.02, 0.2, 2.0)}
+NOISES = [0.0, 0.5, 1.0, 2.0]  # std, in units of half the action range
+
+
+class Worthless(gym.Env):
+    """Random observations and rewards of N(0, 1), whatever is done: Q(s, a) = 0 for all s and a."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, seed=None, options=None) -> tuple:
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple:
+        obs = self.np_random.uniform(-1, 1, 3).astype(np.float32)
+        return obs, self.np_random.normal(), False, False, {}
+
+
+gym.register("Worthless-v0", Worthless, max_episode_steps=200)
+
+
+def one_critic(rewards, next_q1, next_q2, terminations, gamma) -> Tensor:
+    return TD_TARGET(rewards, next_q1, next_q1, terminations, gamma)
+
+
+def overestimation(name: str, seed: int, steps: int = 6000) -> list[float]:
+    """The mean of Q_w(s, a) over each episode's updates, where Q = 0."""
+    script, args = (REPAIRS | AVERAGING)[name]
+    td3.td_target = one_critic if "one critic" in name else TD_TARGET
+    args = SMALL | args | dict(env_id="Worthless-v0", total_timesteps=steps, seed=seed)
+    return [float(row["q_value"]) for row in trained(script, **args).updates]
+
+
+def claim_7() -> list:
+    found = over_seeds(overestimation, REPAIRS | AVERAGING)
+    steps = range(1200, 6001, 200)
+    with figure(
+        "7", "Where all actions are worth 0, the smaller of two critics rises least"
+    ) as axes:
+        for axis, names in zip(axes, (REPAIRS, AVERAGING)):
+            lines(axis, steps, {name: found[name] for name in names}, xlabel="environment steps")
+            axis.axhline(0, color="grey", linewidth=0.8)
+        axes[0].set_ylabel("Q, where the truth is 0")
+        axes[1].set_yscale("symlog", linthresh=1)
+    rows = [["Q after", *(f"{steps[i]:,} steps" for i in (4, 14, -1))]]
+    return rows + [[name, *([x[i] for x in found[name]] for i in (4, 14, -1))] for name in found]
+
+
+def swing(actor, seed: int, noise: float) -> float:
+    """The mean return of 100 episodes of Pendulum-v1; its equations work on arrays."""
+    env, random, total = gym.make("Pendulum-v1").unwrapped, np.random.default_rng(seed), 0.0
+    env.reset()
+    env.state = np.stack((random.uniform(-np.pi, np.pi, 100), random.uniform(-1, 1, 100)))
+    for _ in range(200):
+        action = actor.mode(env._get_obs().T).T  # (1, 100)
+        _, reward, *_ = env.step(action + 2 * noise * random.normal(size=action.shape))
+        total += reward.mean()
+    return float(total)
+
+
+def robustness(name: str, seed: int, steps: int = 10_000) -> dict[str, list]:
+    """The entropy in training, and returns with NOISES on the actions after it."""
+    script, args = (ALPHAS | {"td3.py": (td3, {})})[name]
+    args = SMALL | args | dict(env_id="Pendulum-v1", total_timesteps=steps, seed=seed)
+    run, space = trained(script, **args), gym.make("Pendulum-v1")
+    actor = loaded(script.Actor(space.observation_space, space.action_space), run.state["actor"])
+    entropy = [float(row["entropy"]) for row in run.updates if "entropy" in row]
+    return {"H": entropy, "returns": [swing(actor, seed, noise) for noise in NOISES]}
+
+
+def claim_8() -> list:
+    found = over_seeds(robustness, [*ALPHAS, "td3.py"])
+    with figure("8", "The automatic α holds the entropy at its target") as axes:
+        entropy = {name: [x["H"] for x in found[name]] for name in ALPHAS}
+        lines(axes[0], range(1200, 10_001, 200), entropy, xlabel="environment steps")
+        axes[0].axhline(-1, color="grey", linestyle=":", label="H̄ = −1")
+        axes[0].set_ylabel("entropy H, in nats")
+        returns = {name: [x["returns"] for x in found[name]] for name in found}
+        lines(axes[1], NOISES, returns, xlabel="std of noise on the actions", ylabel="return")
+    rows = [["Pendulum-v1", "H at the end", *(f"return, noise {noise}" for noise in NOISES)]]
+    for name, x in found.items():
+        entropy = [y["H"][-1] for y in x] if name in ALPHAS else "-"
+        rows.append([name, entropy, *([y["returns"][i] for y in x] for i in range(len(NOISES)))])
+    return rows
+
+
+# ── 9, 11: two small environments ─────────────────────────────────────────────────────────────────
+class Tempting(gym.Env):
+    """A corridor: a reward of 1 two steps to the left, 2 eight to the right, −0.05 elsewhere."""
+
+    observation_space, action_space = (
+        gym.spaces.Box(0, 1, (11,), np.float32),
+        gym.spaces.Discrete(2),
+    )
+
+    def reset(self, seed=None, options=None) -> tuple:
+        super().reset(seed=seed)
+        self.place = 2
+        return np.eye(11, dtype=np.float32)[self.place], {}
+
+    def step(self, action: int) -> tuple:
+        self.place += 1 if action else -1
+        reward = {0: 1.0, 10: 2.0}.get(self.place, -0.05)
+        return np.eye(11, dtype=np.float32)[self.place], reward, reward > 0, False, {}
+
+
+class Invest(gym.Env):
+    """Action 1 costs 3 once; from then on each step brings 1.3 in place of 1. Cut after 5 steps."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (2,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self, limit_ends: bool) -> None:
+        self.limit_ends = limit_ends
+
+    def reset(self, seed=None, options=None) -> tuple:
+        super().reset(seed=seed)
+        self.rich, self.steps = int(self.np_random.integers(2)), 0
+        return np.eye(2, dtype=np.float32)[self.rich], {}
+
+    def step(self, action: int) -> tuple:
+        reward = 1.3 if self.rich else -2.0 if action else 1.0
+        self.rich, self.steps = max(self.rich, int(action)), self.steps + 1
+        cut = self.steps == 5
+        obs = np.eye(2, dtype=np.float32)[self.rich]
+        return obs, reward, cut and self.limit_ends, cut and not self.limit_ends, {}
+
+
+gym.register("Tempting-v0", Tempting, max_episode_steps=100)
+gym.register("Invest-v0", partial(Invest, limit_ends=False))
+gym.register("InvestEnds-v0", partial(Invest, limit_ends=True))
+
+
+def chosen(env_id: str, start: int, args: tuple, seed: int) -> int:
+    """The most probable action of a2c.py's policy in state `start` after training."""
+    args = dict(num_steps=16, learning_rate=1e-2, seed=seed) | dict(args)
+    state = trained(a2c, env_id=env_id, **args).state
+    env = a2c.make_env(env_id)
+    actor = loaded(a2c.Actor(env.observation_space, env.action_space), state["actor"])
+    return int(actor.mode(np.eye(env.observation_space.shape[0], dtype=np.float32)[start]))
+
+
+def claim_9() -> list:
+    betas, sizes = [0.0, 0.03, 0.1, 0.3, 1.0], dict(num_envs=8, total_timesteps=20_000)
+    jobs = [
+        ("Tempting-v0", 2, (*sizes.items(), ("ent_coef", b)), s) for b in betas for s in range(20)
+    ]
+    found = [*in_parallel(chosen, jobs).values()]
+    shares = {beta: found[20 * i : 20 * i + 20] for i, beta in enumerate(betas)}
+    with figure("9", "Some entropy finds the better reward; too much wants none", 1) as (axis,):
+        lines(axis, range(len(betas)), {"a2c.py": [*zip(*shares.values())]}, ylim=(0, 1.05))
+        axis.set_xticks(range(len(betas)), betas)
+        axis.set(xlabel="β", ylabel="share of 20 seeds with the better reward")
+    rows = [["seeds of 20 with the better reward", *(f"β = {beta}" for beta in betas)]]
+    return rows + [["a2c.py", *(f"{sum(x)}" for x in shares.values())]]
+
+
+def claim_11() -> list:
+    names, returns = {"bootstraps": "Invest-v0", "is an end": "InvestEnds-v0"}, {}
+    sizes = (("num_envs", 32), ("total_timesteps", 60_000))
+    found = in_parallel(chosen, [(x, 0, sizes, seed) for x in names.values() for seed in range(10)])
+    counts = {name: sum(x for job, x in found.items() if job[0] == names[name]) for name in names}
+    for name, variant in zip(names, ("default", "limit-ends")):
+        rows = [row for row in read(ABLATIONS) if row["variant"] == variant]
+        returns[name] = [float(row["training_return"]) for row in rows]
+    with figure("11", "Where a time limit is an end, the policy is short-sighted") as axes:
+        axes[0].bar(list(names), [x / 10 for x in counts.values()], color=COLOURS[4])
+        axes[0].set(ylabel="share of 10 seeds that invest", ylim=(0, 1.05))
+        for name, numbers in returns.items():
+            axes[1].plot([name] * len(numbers), numbers, "o")
+        axes[1].set(ylabel="return of ppo.py on HalfCheetah-v4", ylim=(0, None), xlim=(-0.5, 1.5))
+    rows = [["a time limit", "seeds of 10 that invest", "return of ppo.py, HalfCheetah-v4"]]
+    return rows + [[name, f"{counts[name]}", returns[name]] for name in names]
+
+
+# ── 10: estimators of the KL divergence ───────────────────────────────────────────────────────────
+def kl_estimators() -> dict[str, tuple]:
+    """name → mean and std, or a gradient's part along the true one and across it (true length = 1).
+
+    By enumeration of all texts of two words after "was". π_ref follows the rules of the language,
+    with 5 % of other words; π likes praise.
+    """
+    V = rlhf.W
+    ref = (0.95 * rlhf.FOLLOWS[:V] + 0.05 / V).log()  # (V, V): the next word, given a word
+    theta = ref.clone()
+    theta[:, [rlhf.WORDS.index(word) for word in rlhf.PRAISE]] += 1.5
+    theta.requires_grad_()
+    words = torch.cartesian_prod(torch.arange(V), torch.arange(V))  # (V², 2)
+    before = torch.stack((torch.full((V * V,), rlhf.WORDS.index("was")), words[:, 0]), -1)
+    log_probs, ref_log_probs = theta.log_softmax(-1)[before, words], ref[before, words]
+    probs = log_probs.sum(-1).exp()  # (V²,)
+    kl = (probs * (log_probs - ref_log_probs).sum(-1)).sum()
+    (true,) = torch.autograd.grad(kl, theta, retain_graph=True)
+    probs, ratio = probs.detach(), (log_probs - log_probs.detach()).exp()
+    never = torch.zeros_like(words)
+    estimators = {  # (V², 2)
+        "k₁": rlhf.word_rewards(torch.zeros(V * V), log_probs, ref_log_probs, never, -1.0),
+        "k₂": (log_probs - ref_log_probs) ** 2 / 2,
+        "k₃": grpo.k3(log_probs, ref_log_probs),
+    }
+    found = {}
+    for name, k in estimators.items():
+        mean = probs @ k.sum(-1)
+        found[name] = mean.item(), (probs @ (k.sum(-1) - mean) ** 2).sqrt().item()
+        to_go = k.flip(-1).cumsum(-1).flip(-1).detach()  # of this word and the next
+        places = {"reward": log_probs * to_go, "loss": k, "loss, ratio": ratio * k}
+        for place, terms in places.items():
+            (g,) = torch.autograd.grad(probs @ terms.sum(-1), theta, retain_graph=True)
+            along = (g * true).sum() / true.square().sum()
+            across = (g - along * true).norm() / true.norm()
+            found[f"{name} in the {place}"] = along.item(), across.item()
+    return found
+
+
+def claim_10() -> list:
+    found = kl_estimators()
+    places = "reward", "loss", "loss, ratio"
+    rows = [["", "mean", "std", *(f"in the {x}: along, across" for x in places)]]
+    for k in "k₁", "k₂", "k₃":
+        arrows = ["{:+.2f}, {:.2f}".format(*found[f"{k} in the {place}"]) for place in places]
+        rows.append([k, *found[k], *arrows])
+    with figure("10", "Only k₁ in the reward has the gradient of the KL divergence", 1) as (axis,):
+        names = [name for name in found if "in the" in name]
+        for i, name in enumerate(names):
+            tip = (found[name][0], i)
+            axis.annotate(
+                "", tip, (0, i), arrowprops=dict(arrowstyle="-|>", color=COLOURS[i // 3], lw=2)
+            )
+        axis.axvline(1, color="grey", linestyle=":", label="true gradient")
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set(yticks=range(len(names)), yticklabels=names, xlim=(-0.4, 1.4))
+        axis.set(xlabel="part of the expected gradient along the true one", ylim=(8.5, -0.5))
+    return rows
+
+
+def main() -> None:
+    claims = {name[6:]: f for name, f in globals().items() if name.startswith("claim_")}
+    torch.set_num_threads(1)
+    gym.logger.min_level = gym.logger.ERROR
+    page = ROOT / "claims.md"
+    for name in sys.argv[1:] or claims:
+        head, *rows = claims[name]()
+        rows = [head, ["---"] * len(head), *rows]
+        text = "".join(f"| {' | '.join(map(said, row))} |\n" for row in rows)
+        print(f"{name}\n{text}", flush=True)
+        pattern = rf"(?<=<!-- {name} -->\n)(.+\n)*"
+        page.write_text(re.sub(pattern, lambda match: text, page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

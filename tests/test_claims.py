@@ -1,0 +1,122 @@
+"""claims.md: a small version of each measurement shows the effect that the page states."""
+
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import claims
+
+
+def test_variance_of_gradients():
+    """[L3-8] 1: less variance with each weight; the batch mean takes from the gradient, even its
+    sign, and GRPO's group mean exactly 1/G."""
+    mdp = claims.MDP(0)
+    found = claims.bias_and_variance(mdp, mdp.values(mdp.theta), claims.WEIGHTS, 4000)
+    variances = [found[name][1] for name in ("G", "G − V", "GAE, λ = 0.95", "δ")]
+    assert variances == sorted(variances, reverse=True) and variances[0] > 4 * variances[-1]
+    assert max(abs(found[name][0]) for name in ("GAE, λ = 0.95", "δ")) < 0.05
+    assert claims.variance_ratios()[0] == pytest.approx(27.8, abs=0.05)
+    # One episode: of 0.5 in G_0 the mean of (0.5, 9 times 1.5) takes 1.4.
+    assert claims.left_by_batch_mean(1) == pytest.approx((0.5 - 1.4) / 0.5)
+    assert claims.left_by_group_mean(4) == pytest.approx(0.75)
+
+
+def test_episodes_needed(monkeypatch):
+    """1: with its advantages by GAE a policy needs fewer episodes than with G."""
+    monkeypatch.setitem(claims.TASKS, "CartPole-v1", (2000, 20))
+    needed = claims.episodes_needed("CartPole-v1", 0)
+    assert max(needed["GAE, λ = 0.95"], needed["G − V"]) < needed["G"]
+
+
+def test_bootstrapping():
+    """[X-GAE] 2: a bad critic biases δ more than a good one, and λ = 1 not at all."""
+    bad, good = (claims.errors(fit, 0) for fit in (1, 100))
+    assert bad["λ = 0.0"][0] > 2 * good["λ = 0.0"][0] > 0
+    assert bad["λ = 1.0"][0] < 0.2 * bad["λ = 0.0"][0]
+    assert good["n = 1"] != good["n = 200"] and good["λ = 0.0"][1] < good["λ = 1.0"][1]
+
+
+def test_effective_samples():
+    """3: 256 samples of 64 environments are worth more than 256 of one."""
+    one, many = (
+        claims.effective_samples("Pendulum-v1", "staggered", N, 0, rollouts=40) for N in (1, 64)
+    )
+    assert many > 1.5 * one
+
+
+def test_steps(monkeypatch):
+    """[AC-08a] 4: a long step along the gradient leaves the trust region, trpo.py's does not.
+    [AC-09b] 5: without the clip more ratios end beyond 1 ± 0.2."""
+    monkeypatch.setattr(claims, "LENGTHS", [0.1, 3.2])
+    monkeypatch.setattr(claims, "EPOCHS", [10])
+    monkeypatch.setattr(claims, "return_of", lambda *args: 0.0)
+    real = claims.in_training
+    monkeypatch.setattr(
+        claims, "in_training", lambda script, seed, *more: real(script, seed, 4096, 4, 128)
+    )
+    found = claims.along_steps("", 0)
+    assert found["TRPO"][0] <= 0.02 < found["gradient"][1][0]
+    policy = claims.in_training(claims.ppo, 0)
+    clip, free = (claims.epochs(policy, name, 0)["beyond"][-1] for name in ("clip", "no clip"))
+    assert clip < free
+
+
+def test_overestimation():
+    """[AC-11a] 7: where all actions are worth 0, the Q of ddpg.py rises above that of td3.py."""
+    ddpg, td3 = (claims.overestimation(name, 0, 2000)[-1] for name in ("ddpg.py", "td3.py"))
+    assert ddpg > max(2 * td3, 0.1)
+
+
+def test_entropy():
+    """[AC-12] 8: a larger α keeps more entropy."""
+    low, high = (claims.robustness(name, 0, 1400)["H"][-1] for name in ("α = 0.02", "α = 2.0"))
+    assert high > low + 0.1
+
+
+def test_entropy_bonus():
+    """[CS-8.1a] 9: a2c.py finds the better reward with β = 0.3, and with β = 1 wants neither."""
+    sizes = dict(num_envs=8, total_timesteps=20_000)
+    some, much = (
+        sum(
+            claims.chosen("Tempting-v0", 2, (*sizes.items(), ("ent_coef", beta)), seed)
+            for seed in range(2)
+        )
+        for beta in (0.3, 1.0)
+    )
+    assert some > much
+
+
+def test_time_limits():
+    """11: where a time limit is an end, a2c.py invests less often."""
+    sizes = (("num_envs", 32), ("total_timesteps", 20_000))
+    bootstraps, ends = (
+        sum(claims.chosen(env_id, 0, sizes, seed) for seed in range(2))
+        for env_id in ("Invest-v0", "InvestEnds-v0")
+    )
+    assert bootstraps > ends
+
+
+def test_kl_estimators():
+    """[X-KL] [X-K3] 10: k₁ in the reward has the true gradient; in the loss it has none, and k₃ in
+    the reward has the wrong sign."""
+    found = claims.kl_estimators()
+    assert found["k₁ in the reward"] == pytest.approx((1, 0), abs=1e-3)
+    assert found["k₁ in the loss"] == pytest.approx((0, 0), abs=1e-3)
+    assert found["k₃ in the reward"][0] < 0 < found["k₃ in the loss"][0]
+    assert found["k₁"][0] == pytest.approx(found["k₃"][0], rel=1e-4)
+    assert found["k₁"][1] > 3 * found["k₃"][1]
+
+
+def test_page():
+    """Every claim has its marker, its table and its figure on the page."""
+    text = (ROOT / "claims.md").read_text()
+    markers = re.findall(r"(?m)^<!-- (\w+) -->\n\|", text)
+    assert markers == ["1", "1b", *map(str, range(2, 12))]
+    for path in re.findall(r"\]\((benchmarks/\S+\.svg)\)", text):
+        assert (ROOT / path).exists(), path
