@@ -355,10 +355,8 @@ def errors(fit: int, seed: int) -> dict[str, tuple]:
     """bias_and_variance for all λ and n, with a table V of the mean returns in `fit` episodes."""
     mdp = MDP(seed)
     states, _, rewards, _, _, alive = mdp.episodes(fit)
-    returns, visits = (
-        discounted_returns(rewards, 1.0)[alive],
-        torch.bincount(states[alive], minlength=S),
-    )
+    returns = discounted_returns(rewards, 1.0)[alive]
+    visits = torch.bincount(states[alive], minlength=S)
     V = torch.zeros(S).index_add(0, states[alive], returns) / visits.clamp(min=1)
     functions = {f"λ = {x}": lambda *samples, x=x: gae(*samples, x) for x in LAMBDAS}
     functions |= {f"n = {n}": partial(n_step, n) for n in STEPS}
@@ -380,10 +378,15 @@ def claim_2() -> list:
             axis.set_xticks(range(len(x)), ["∞" if y == 200 else y for y in x])
         axes[0].set_ylabel("(bias² + variance) / |∇J|²")
     names = [f"λ = {x}" for x in (0.0, 0.9, 1.0)]
-    rows = [["critic of", *(f"{x}: {y}" for x in names for y in ("squared bias", "variance"))]]
+    rows = [
+        [
+            "episodes of the critic",
+            *(f"{x}: {y}" for x in names for y in ("squared bias", "variance")),
+        ]
+    ]
     for fit in FITS:
         cells = [[x[name][i] for x in found[fit]] for name in names for i in (0, 1)]
-        rows.append([f"{fit} episodes", *cells])
+        rows.append([str(fit), *cells])
     return rows
 
 
@@ -447,7 +450,7 @@ LENGTHS = [0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
 DIRECTIONS = ["gradient", "natural gradient"]
 
 
-def along_steps(_: str, seed: int) -> dict[str, list]:
+def along_steps(seed: int) -> dict[str, list]:
     """(KL, change of the return) after steps of LENGTHS in both DIRECTIONS, and after TRPO's."""
     actor, _, envs, samples = in_training(trpo, seed, 200_000, 16, 500)
     observations, actions, old_log_probs, advantages, _ = samples
@@ -482,7 +485,7 @@ def along_steps(_: str, seed: int) -> dict[str, list]:
 
 
 def claim_4() -> list:
-    (found,) = over_seeds(along_steps, [""]).values()
+    found = [*in_parallel(along_steps, [(seed,) for seed in SEEDS]).values()]
     shown = 2, 4, 6
     rows = [["change of the return", *(f"length {LENGTHS[i]}" for i in shown), "step of trpo.py"]]
     for name, last in zip(DIRECTIONS, ("", [x["TRPO"][1] for x in found])):
@@ -531,13 +534,13 @@ def epochs(policy: tuple, objective: str, seed: int) -> dict[str, list]:
     return found
 
 
-def all_epochs(_: str, seed: int) -> dict[str, dict]:
+def all_epochs(seed: int) -> dict[str, dict]:
     policy = in_training(ppo, seed, 150_000, 8, 256)
     return {objective: epochs(policy, objective, seed) for objective in OBJECTIVES}
 
 
 def claim_5() -> list:
-    (seeds,) = over_seeds(all_epochs, [""]).values()
+    seeds = [*in_parallel(all_epochs, [(seed,) for seed in SEEDS]).values()]
     found = {objective: [x[objective] for x in seeds] for objective in OBJECTIVES}
     with figure("5", "The clip takes away the reason to go far, not the possibility") as axes:
         kl = {name: [np.log10(x["KL"]) for x in found[name]] for name in OBJECTIVES}
@@ -677,10 +680,8 @@ def claim_8() -> list:
 class Tempting(gym.Env):
     """A corridor: a reward of 1 two steps to the left, 2 eight to the right, −0.05 elsewhere."""
 
-    observation_space, action_space = (
-        gym.spaces.Box(0, 1, (11,), np.float32),
-        gym.spaces.Discrete(2),
-    )
+    observation_space = gym.spaces.Box(0, 1, (11,), np.float32)
+    action_space = gym.spaces.Discrete(2)
 
     def reset(self, seed=None, options=None) -> tuple:
         super().reset(seed=seed)
@@ -696,7 +697,8 @@ class Tempting(gym.Env):
 class Invest(gym.Env):
     """Action 1 costs 3 once; from then on each step brings 1.3 in place of 1. Cut after 5 steps."""
 
-    observation_space, action_space = gym.spaces.Box(0, 1, (2,), np.float32), gym.spaces.Discrete(2)
+    observation_space = gym.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
 
     def __init__(self, limit_ends: bool) -> None:
         self.limit_ends = limit_ends
