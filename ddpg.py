@@ -68,7 +68,7 @@ class Args:
     seed: int = 1  # seed of the weights, the actions and the environments
     # Algorithm
     q_lr: float = 1e-3  # learning rate of the critic's Adam
-    policy_lr: float = 1e-3  # learning rate of the policy's Adam
+    policy_lr: float = 3e-4  # learning rate of the policy's Adam
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     tau: float = 0.005  # τ, averaging rate of the target networks [X-POLYAK]

@@ -35,7 +35,7 @@ Not in the text [impl]
     [impl 2] 256-256 ReLU units, batches of 256 (paper: 400-300 and 100)   Fujimoto 2018, later code
     [impl 3] actions, and so the noise, in units of half the action range  Fujimoto 2018, code
     [impl 4] bootstrap from V(s') at time limits                           Pardo 2018
-    [impl 5] Adam with a learning rate of 1e-3 (3e-4 in the later code)    Fujimoto 2018
+    [impl 5] Adam: policy 3e-4, critics 1e-3 (paper 1e-3; code 3e-4)       see notes.md
     [impl 6] μ'(s') + ε clipped to the bounds                              Fujimoto 2018, code
 
 Run: python td3.py --env-id HalfCheetah-v4 --total-timesteps 200000
@@ -71,7 +71,7 @@ class Args:
     seed: int = 1  # seed of the weights, the actions and the environments
     # Algorithm
     q_lr: float = 1e-3  # learning rate of the critics' Adam [impl 5]
-    policy_lr: float = 1e-3  # learning rate of the policy's Adam
+    policy_lr: float = 3e-4  # learning rate of the policy's Adam
     buffer_size: int = 1_000_000  # transitions that the replay buffer holds [X-REPLAY]
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     tau: float = 0.005  # τ, averaging rate of the target networks [X-POLYAK]

@@ -423,10 +423,10 @@ def workers(W: int, seed: int) -> float:
 def claim_3() -> list:
     numbers, counts = [1, 4, 16, 64], [1, 2, 4, 8]
     kinds = [*itertools.product(("Pendulum-v1", "HalfCheetah-v4"), ("in lockstep", "staggered"))]
-    jobs = [(*kind, N, seed) for kind in kinds for N in numbers for seed in range(3)]
+    jobs = [(*kind, N, seed) for kind in kinds for N in numbers for seed in SEEDS]
     found = in_parallel(effective_samples, jobs)
     samples = {
-        ", ".join(kind): [[found[(*kind, N, seed)] for N in numbers] for seed in range(3)]
+        ", ".join(kind): [[found[(*kind, N, seed)] for N in numbers] for seed in SEEDS]
         for kind in kinds
     }
     returns = {W: [workers(W, seed) for seed in SEEDS] for W in [*counts, 0]}

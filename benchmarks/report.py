@@ -96,8 +96,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def short(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
-    """The README's cell: the evaluated return, with a mark if there are seeds enough for one."""
-    text = spread(column(rows, "evaluation_return"))
+    """The README's cell: the evaluated return, its steps if not 1M, a mark if seeds are enough."""
+    text, steps = spread(column(rows, "evaluation_return")), steps_label(steps_of(rows))
+    text += f" ({steps})" * (steps != "1M")
     return f"{text} {mark(script, env_id, rows)}".strip() if len(rows) >= ENOUGH else text
 
 
@@ -143,7 +144,7 @@ def run_line(script: str) -> str:
         rows = cells()[script, MUJOCO[0]]
         mean = spread(column(rows, "evaluation_return"))
         reached = f"evaluated {mean} after {steps_of(rows):,} steps"
-    return f"    {reached} ({len(rows)} seeds, see benchmarks.md)"
+    return f"    {reached} ({len(rows)} seed{'s' * (len(rows) > 1)}, see benchmarks.md)"
 
 
 def better(ours: list[float], theirs: list[float]) -> float:
@@ -321,7 +322,7 @@ TABLES = {
 TABLES |= {part: partial(speed_table, part) for part in SPEED}
 PAGES = ["README.md", "benchmarks.md", "notes.md"]
 PAGES += [f"{script}.py" for script in (*OURS, "rlhf", "grpo")]
-RUN_LINE = r"(?m)^    (evaluated|the judge's score rises) .* \(\d+ seeds, see benchmarks\.md\)$"
+RUN_LINE = r"(?m)^    (evaluated|the judge's score rises) .* \(\d+ seeds?, see benchmarks\.md\)$"
 
 
 def replaced(pattern: str, new: str, text: str) -> str:

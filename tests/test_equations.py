@@ -31,7 +31,7 @@ import trpo
 OBS, BOX = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), gym.spaces.Box(-1, 1, (2,))
 
 
-def box_actor(script=ppo):
+def box_actor(script):
     """A Gaussian actor with a mean far from 0, and log σ = −0.5 and 0.3."""
     actor = script.Actor(OBS, BOX)
     nn.init.normal_(actor.net[-1].weight)
@@ -39,7 +39,7 @@ def box_actor(script=ppo):
     return actor
 
 
-def softmax_actor(script=ppo):
+def softmax_actor(script):
     actor = script.Actor(OBS, gym.spaces.Discrete(3))
     nn.init.normal_(actor.net[-1].weight)
     return actor
@@ -61,9 +61,10 @@ def gaussian_log_prob(actor, obs, actions):
 # ── The policy ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_softmax_policy():
+@each(*ON_POLICY)
+def test_softmax_policy(script):
     """[AC-02a] exp(log_prob(a)) = e^{f_a} / Σ_b e^{f_b}; the probabilities sum to 1 [CS-2a]."""
-    actor, obs = softmax_actor(), torch.randn(5, 3)
+    actor, obs = softmax_actor(script), torch.randn(5, 3)
     logits = actor.net(obs).detach().numpy()
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     for action in range(3):
@@ -92,10 +93,11 @@ def test_policy_of_several_discrete_actions():
     assert dist.entropy().item() == pytest.approx(entropy, rel=1e-4)
 
 
-def test_gaussian_policy():
+@each(*ON_POLICY)
+def test_gaussian_policy(script):
     """[AC-02b] log π = −½ Σ_i [((a−μ)/σ)² + 2 log σ + log 2π], one number a sample; and
     [AC-02c] ∂ log π / ∂μ = (a − μ)/σ², through the network's last bias."""
-    actor, obs, actions = box_actor(), torch.randn(5, 3), 3 * torch.randn(5, 2)
+    actor, obs, actions = box_actor(script), torch.randn(5, 3), 3 * torch.randn(5, 2)
     log_probs, entropy = gaussian_log_prob(actor, obs, actions)
     dist = actor(obs)
     assert dist.log_prob(actions).shape == dist.entropy().shape == (5,)
@@ -534,8 +536,9 @@ def objective_terms(script, actor, critic, batch, args):
 @pytest.mark.parametrize("norm_adv", [False, True])
 @each("a2c", "a3c", "ppo")
 def test_objective(script, norm_adv):
-    """[AC-09c], [X-VF], [CS-8.1a] L = L_PG or L_CLIP − c₁ L_VF + c₂ H, each term in NumPy from the networks' outputs
-    alone; the value loss, and the advantages of L_PG, in units of the targets' std, which is 5."""
+    """[AC-09c] L = L_PG or L_CLIP − c₁ L_VF [X-VF] [CS-10d] + c₂ H [CS-8.1a], each term in NumPy from
+    the networks' outputs alone; the value loss, and in L_PG [CS-10a] [CS-9g] the advantages A = Q − V
+    [CS-9f], in units of the targets' std, which is 5."""
     actor, critic = box_actor(script), script.Critic(OBS)
     obs, actions, *old, advantages, targets = batch = batch_of(script, actor, critic)
     log_probs, entropy = gaussian_log_prob(actor, obs, actions)
