@@ -4,10 +4,11 @@
     python benchmarks/run.py ... --print        prints the jobs, one command a line; runs nothing
 
 results/runs.csv gets one row for each finished run, results/curves/<script>__<env_id>.csv the mean
-training return in each hundredth of its steps, and results/policies/<script>__<env_id>.pt the actor
-of the lowest seed. A job with a row is not run again, and an interrupted one resumes from its
-checkpoint in benchmarks/runs: repeat the command after a failure. The lines of --print may be run
-by anything (xargs, a cluster, machines that share the folder), each by one process only.
+training return in each hundredth of its steps, and results/policies/<script>__<env_id>/ what the
+on-policy scripts need to show the policy of the lowest seed: --resume with --total-timesteps 0. A
+job with a row is not run again, and an interrupted one resumes from its checkpoint in
+benchmarks/runs: repeat the command after a failure. The lines of --print may be run by anything
+(xargs, a cluster, machines that share the folder), each by one process only.
 """
 
 import argparse
@@ -26,8 +27,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -141,16 +140,15 @@ def thinned(episodes: list[dict[str, str]], total: int) -> list[dict[str, float]
     return points
 
 
-def keep_actor(job: dict, checkpoint: Path) -> None:
-    """Keeps the trained actor, unless runs.csv has a lower seed of the script and environment."""
+def keep_policy(job: dict, run_folder: Path) -> None:
+    """Keeps what --resume needs to show the policy, unless runs.csv has a lower seed of its cell."""
     cell = {name: job[name] for name in ("script", "env_id", "flags")}
     rows = [row for row in read(RESULTS / "runs.csv") if cell.items() <= row.items()]
     if all(int(job["seed"]) < int(row["seed"]) for row in rows):
-        actor = torch.load(checkpoint, "cpu", weights_only=True)["state"]["actor"]
-        path = RESULTS / "policies" / f"{job['script']}__{job['env_id']}.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Copies: tensors that share memory with other networks would take all of it along.
-        torch.save({name: value.clone() for name, value in actor.items()}, path)
+        path = RESULTS / "policies" / f"{job['script']}__{job['env_id']}"
+        path.mkdir(parents=True, exist_ok=True)
+        for name in "args.json", "checkpoint.pt":
+            shutil.copy(run_folder / name, path)
 
 
 def name_of(job: dict) -> str:
@@ -202,8 +200,8 @@ def run(job: dict, options: argparse.Namespace) -> dict:
     curve = thinned(read(run_folder / "episodes.csv"), summary["step"])
     points = [{"seed": job["seed"]} | point for point in curve]
     append(RESULTS / "curves" / f"{job['script']}__{job['env_id']}.csv", points)
-    if job["script"] not in PEERS:
-        keep_actor(job, run_folder / "checkpoint.pt")
+    if job["script"] not in PEERS + OFF_POLICY:  # theirs would hold the replay buffer, 0.3 GB
+        keep_policy(job, run_folder)
     append(RESULTS / "runs.csv", [row])
     shutil.rmtree(folder)
     return row

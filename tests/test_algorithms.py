@@ -194,7 +194,7 @@ def test_loss_of_a_critic(script, monkeypatch):
 
 
 def test_baseline_is_evaluated_before_it_is_fitted(monkeypatch):
-    """[CS-9a] the weight is G − V(s), by the critic that the update before has left."""
+    """[CS-9a] [CS-9f] the weight is G − V(s), by the critic that the update before has left."""
     script, settings = reinforce_baseline, dict(batch_size=1, norm_adv=False, gamma=0.9)
     first = train(script, "CartPole-v1", total_timesteps=1, **settings)  # one episode, one update
     played = record(monkeypatch, script, "play_episode")

@@ -68,7 +68,11 @@ def test_an_interrupted_run_resumes_and_is_recorded_once(benchmark, tmp_path):
     assert row["command"] == expected and row["digest"] == runner.digest("ppo.py")
     points = runner.read(tmp_path / "curves/ppo__CartPole-v1.csv")
     assert list(points[0]) == ["seed", "step", "return", "seconds"]
-    assert "obs_norm.mean" in torch.load(tmp_path / "policies/ppo__CartPole-v1.pt")
+    kept = str(tmp_path / "policies/ppo__CartPole-v1")
+    words = ["--resume", kept, "--total-timesteps", "0", "--eval-episodes", "1"]
+    command = [sys.executable, str(ROOT / "ppo.py"), *words]
+    watched = benchmark.real(command, capture_output=True, text=True, check=True)
+    assert f"evaluation_return {float(row['evaluation_return']):g}\n" in watched.stdout
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -87,14 +91,15 @@ def test_a_failure_stops_no_other_job_and_divergence_is_final(benchmark, capsys)
 
 
 def test_what_is_kept_of_a_run(tmp_path, monkeypatch):
-    """The actor of the lowest seed; a curve of hundredths; a digest of all but the header."""
+    """The policy of the lowest seed; a curve of hundredths; a digest of all but the header."""
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
     for seed, kept in (8, 8), (9, 8), (7, 7):
-        torch.save({"state": {"actor": {"w": torch.tensor(seed)}}}, tmp_path / "checkpoint.pt")
+        (tmp_path / "args.json").write_text(str(seed))
+        (tmp_path / "checkpoint.pt").write_text(str(seed))
         job = {"script": "ppo", "env_id": "X", "seed": str(seed), "flags": ""}
-        runner.keep_actor(job, tmp_path / "checkpoint.pt")
+        runner.keep_policy(job, tmp_path)
         runner.append(tmp_path / "runs.csv", [job])
-        assert torch.load(tmp_path / "policies/ppo__X.pt") == {"w": torch.tensor(kept)}
+        assert (tmp_path / "policies/ppo__X/checkpoint.pt").read_text() == str(kept)
     rows = [("3", 1, 5), ("10.0", 3, 7), ("11", 7, 9)]
     rows = [dict(zip(("step", "episode_return", "seconds"), row)) for row in rows]
     assert [[*point.values()] for point in runner.thinned(rows, 1000)] == [[10, 2, 6], [20, 7, 9]]

@@ -381,10 +381,10 @@ FORK = [([0], [1], [2.0]), ([0, 1], [0, 0], [-1.0, 3.0]), ([0, 1], [0, 1], [-1.0
 
 @each(*EPISODIC)
 def test_exact_gradient_of_a_whole_update(script, monkeypatch):
-    """[CS-6c], [CS-4a], trap 9: envs.Fork has three trajectories, of one step and of two, so the batches
-    of two steps or more can be enumerated. Over these, the gradient that `train` hands to Adam has
-    the expectation −E[episodes per batch] / batch_size · ∇J. It would not even be along ∇J if the
-    sum were divided by the batch's own number of steps."""
+    """[CS-6b], [CS-6c], [CS-9g], [CS-4a], trap 9: envs.Fork has three trajectories, of one step and of
+    two, so the batches of two steps or more can be enumerated. Over these, the gradient that `train`
+    hands to Adam has the expectation −E[episodes per batch] / batch_size · ∇J. It would not even be
+    along ∇J if the sum were divided by the batch's own number of steps."""
     settings = dict(norm_returns=False) if script is reinforce else dict(norm_adv=False)
     settings |= dict(total_timesteps=1, batch_size=2, gamma=1.0)
     env = script.make_env("envs:Fork-v0")
