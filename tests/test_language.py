@@ -102,41 +102,47 @@ def test_writers_keep_to_the_rules():
         assert all(kind in rlhf.RULES[before] for before, kind in zip(kinds, kinds[1:]))
 
 
-def test_writing_stops_at_the_full_stop():
+@BOTH
+def test_writing_stops_at_the_full_stop(script):
     """[L10-6b] Probabilities 3/4 of "good" and 1/4 of a full stop: geometric lengths, cut at T."""
+    module = MODULES[script]
 
     def model(tokens):
-        logits = torch.full((*tokens.shape, len(rlhf.WORDS)), -1e9)
-        logits[..., rlhf.WORDS.index("good")] = math.log(3)
-        logits[..., rlhf.STOP] = 0
+        logits = torch.full((*tokens.shape, len(module.WORDS)), -1e9)
+        logits[..., module.WORDS.index("good")] = math.log(3)
+        logits[..., module.STOP] = 0
         return logits
 
-    tokens = rlhf.generate(model, torch.zeros(4_000, dtype=torch.long))
-    mask = rlhf.response_mask(tokens)
+    tokens = module.generate(model, torch.zeros(4_000, dtype=torch.long))
+    mask = module.response_mask(tokens)
     lengths = mask.sum(-1)
-    assert (tokens[:, 1:][~mask] == rlhf.STOP).all()
-    assert [len(text) for text in rlhf.decode(tokens)] == lengths.tolist()
-    assert lengths.max() == rlhf.T
-    expected = (1 - 0.75**rlhf.T) / 0.25  # 3.99
+    assert (tokens[:, 1:][~mask] == module.STOP).all()
+    assert [len(text) for text in module.decode(tokens)] == lengths.tolist()
+    assert lengths.max() == module.T
+    expected = (1 - 0.75**module.T) / 0.25  # 3.99
     assert abs(lengths.float().mean() - expected) < 0.25  # five standard errors
     assert abs((lengths == 1).float().mean() - 0.25) < 0.035
 
 
-def test_no_word_sees_a_later_one():
+@BOTH
+def test_no_word_sees_a_later_one(script):
     """[L10-6b] The state is the text so far."""
-    model, tokens = rlhf.Transformer(3), torch.randint(len(rlhf.WORDS), (4, 1 + rlhf.T))
+    module = MODULES[script]
+    model, tokens = module.Transformer(3), torch.randint(len(module.WORDS), (4, 1 + module.T))
     for place in (0, 7, 20):
         other = tokens.clone()
-        other[:, place] = (tokens[:, place] + 1) % len(rlhf.WORDS)
+        other[:, place] = (tokens[:, place] + 1) % len(module.WORDS)
         change = (model(other) - model(tokens)).abs().amax((0, 2))
         assert (change[:place] == 0).all() and (change[place:] > 1e-6).all()
     assert torch.allclose(model(tokens[:, :5]), model(tokens)[:, :5], atol=1e-6)
 
 
+@BOTH
 @torch.no_grad()
-def test_reward_reads_the_response_only():
+def test_reward_reads_the_response_only(script):
     """[L10-6d] A score read at what fills the row up would change with it."""
-    reward_model = rlhf.RewardModel()
+    module = MODULES[script]
+    reward_model = module.RewardModel()
     scores = reward_model(RESPONSES)
     assert scores.shape == (3,)
     assert torch.allclose(reward_model(after_the_stop(RESPONSES)), scores, atol=1e-6)
@@ -147,12 +153,14 @@ def test_reward_reads_the_response_only():
     assert torch.allclose(reward_model(RESPONSES), scores - 2.0, atol=1e-6)
 
 
-def test_bradley_terry_by_hand():
+@BOTH
+def test_bradley_terry_by_hand(script):
     """[X-BT]"""
+    module = MODULES[script]
     better, worse = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([1.0, -1.0])
-    loss = rlhf.bradley_terry_loss(lambda x: x, better[:1], worse[:1])
+    loss = module.bradley_terry_loss(lambda x: x, better[:1], worse[:1])
     assert math.isclose(loss.item(), math.log(2), rel_tol=1e-6)
-    loss = rlhf.bradley_terry_loss(lambda x: x, better, worse)
+    loss = module.bradley_terry_loss(lambda x: x, better, worse)
     assert math.isclose(loss.item(), (math.log(2) + math.log(1 + math.exp(-3))) / 2, rel_tol=1e-6)
     loss.backward()  # −(1 − σ(Δ)) / 2
     expected = torch.tensor([-0.5, -1 / (1 + math.exp(3))]) / 2
@@ -172,18 +180,20 @@ def test_sft_loss_by_hand():
     assert math.isclose(rlhf.sft_loss(model, RESPONSES).item(), expected, rel_tol=1e-6)
 
 
-def test_people_prefer_as_the_judge_does(monkeypatch):
+@BOTH
+def test_people_prefer_as_the_judge_does(script, monkeypatch):
     """[L10-6c] The pairs that r learns from: P(y₁ ≻ y₂) = σ(J₁ − J₂), no more and no less."""
+    module = MODULES[script]
     data = {}
 
     def train_supervised(model, loss, samples, *args):
         data[loss.__name__] = samples
 
-    monkeypatch.setattr(rlhf, "train_supervised", train_supervised)
-    rlhf.train(rlhf.Args(**TINY["rlhf"] | dict(total_responses=0, pairs=3_000)))
+    monkeypatch.setattr(module, "train_supervised", train_supervised)
+    module.train(module.Args(**TINY[script] | dict(total_responses=0, pairs=3_000)))
     chosen, rejected = data["bradley_terry_loss"]
     assert len(chosen) == 3_000 and (chosen[:, 0] == rejected[:, 0]).all()
-    better, worse = rlhf.judge_scores(chosen), rlhf.judge_scores(rejected)
+    better, worse = module.judge_scores(chosen), module.judge_scores(rejected)
     # Given the two scores, the better one comes first with probability σ(|Δ|).
     gap = (better - worse).abs()
     expected = (torch.sigmoid(gap) - 0.5)[gap > 0]
