@@ -1,6 +1,6 @@
 """python exercises.py ppo.py AC-09b X-GAE    writes exercises/ppo.py without these equations' lines
 python exercises.py ppo.py --level easy       without one line; with --level all, without all of them
-python exercises.py --bug 7                   a script with bug 7 of docs/bugs.json, its solution
+python exercises.py --bug 7                   with planted bug 7; the solution is in docs/bugs.json
 python -m pytest --exercises -k AC-09b        tests of a label; exercises/ replaces the originals
 python exercises.py --check [ppo.py]          does a test of its label notice each line and bug?"""
 
@@ -27,23 +27,19 @@ def labelled(script: str) -> list[tuple[ast.stmt, list[str]]]:
 
 
 def blanked(script: str, statements: list[tuple[ast.stmt, list[str]]]) -> str:
-    """The script without these statements; the left side of each, or of its equation, remains."""
-    statements or sys.exit(f"no line of {script} ends with that label")
-    text = (ROOT / script).read_text()
-    left_sides = dict(re.findall(r"(?m)^ {4}\[([\w.-]+)\] +(.+?) [=←∼] ", text.split('"""')[1]))
-    lines = text.splitlines(keepends=True)
+    """The script without these statements; of each the left side or `return` remains."""
+    lines = (ROOT / script).read_text().splitlines(keepends=True)
     for node, labels in statements:
-        targets = " = ".join(map(ast.unparse, getattr(node, "targets", [])))
-        left = targets or left_sides.get(labels[0])
-        message = f"[{'] ['.join(labels)}] {left} = ..." if left else f"[{'] ['.join(labels)}] ..."
+        left = "".join(f"{ast.unparse(x)} = " for x in getattr(node, "targets", []))
+        left = "return " if isinstance(node, ast.Return) else left
+        message = f"[{'] ['.join(labels)}] {left}..."
         blank = f'{" " * node.col_offset}raise NotImplementedError("{message}")\n'
         lines[node.lineno - 1 : node.end_lineno] = [blank]
     return "".join(lines)
 
 
 def with_bug(script: str, old: str, new: str, tests: str) -> str:
-    before, after = (ROOT / script).read_text().split(old)  # it matches exactly once
-    return before + new + after
+    return new.join((ROOT / script).read_text().split(old))  # it matches exactly once
 
 
 def check(scripts: list[str]) -> bool:
@@ -62,19 +58,23 @@ def check(scripts: list[str]) -> bool:
 
 
 if __name__ == "__main__":
+    scripts = sorted(path.name for path in ROOT.glob("*.py") if path.name != "exercises.py")
     match sys.argv[1:]:
-        case ["--check", *scripts]:
-            sys.exit(not check(scripts or sorted(path.name for path in ROOT.glob("*.py"))))
-        case ["--bug", number]:
-            script, text = BUGS[number]["script"], with_bug(**BUGS[number])
-        case [script, "--level", "easy" | "all" as level]:  # easy: the first return with a label
+        case ["--check", *names] if {*names} <= {*scripts}:
+            sys.exit(not check(names or scripts))
+        case ["--bug", number] if bug := BUGS.get(number):
+            script, text, labels = bug["script"], with_bug(**bug), [bug["tests"]]
+        case [script, "--level", "easy" | "all" as level] if script in scripts:
+            found = [x for x in labelled(script) if level == "all" or isinstance(x[0], ast.Return)]
+            found = found if level == "all" else found[-1:]  # easy: the first return
+            text, labels = blanked(script, found), [y for x in found for y in x[1]]
+        case [script, *labels] if script in scripts and labels:
             found = labelled(script)
-            returns = [x for x in found if isinstance(x[0], ast.Return)]
-            text = blanked(script, found if level == "all" else returns[-1:])
-        case [script, label, *more]:
-            text = blanked(script, [x for x in labelled(script) if {label, *more} & {*x[1]}])
-        case _:
-            sys.exit(__doc__)
+            if not {*labels} <= (known := {y for x in found for y in x[1]}):
+                sys.exit(f"the lines of {script} that can be taken away: {' '.join(sorted(known))}")
+            text = blanked(script, [x for x in found if {*labels} & {*x[1]}])
+        case words:
+            sys.exit(f"{__doc__}\nbugs: {' '.join(BUGS)}; not understood: {' '.join(words)}")
     (ROOT / "exercises").mkdir(exist_ok=True)
     (ROOT / "exercises" / script).write_text(text)
-    print(f"exercises/{script}")
+    print(f"exercises/{script}: python -m pytest --exercises -k '{' or '.join(labels)}'")

@@ -405,7 +405,7 @@ def write_index(site: Path, scripts: dict[str, Source]) -> None:
 
 def build(site: Path) -> None:
     site.mkdir(parents=True, exist_ok=True)
-    figures = [*ROOT.glob("benchmarks/results/**/*.[ps][nv]g"), *ROOT.glob("docs/numbers/*.svg")]
+    figures = [*ROOT.glob("benchmarks/results/**/*.[gps]??"), *ROOT.glob("docs/numbers/*.svg")]
     for path in [ROOT / "docs/style.css", *figures]:
         shutil.copy(path, site)
     scripts = {name: Source(ROOT / f"{name}.py") for name in SCRIPTS}

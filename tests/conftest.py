@@ -43,6 +43,12 @@ def pytest_configure(config):
         sys.path.insert(0, str(ROOT / "exercises"))
 
 
+def pytest_report_header(config):
+    if config.getoption("--exercises"):
+        names = sorted(path.name for path in (ROOT / "exercises").glob("*.py"))
+        return f"in place of the originals: {', '.join(names) or 'nothing, exercises/ is empty'}"
+
+
 def path_of(script: str) -> str:
     """The file that `import` finds: the original, or with --exercises the one in exercises/."""
     return importlib.util.find_spec(script).origin

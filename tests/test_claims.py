@@ -14,7 +14,7 @@ import claims
 
 
 def test_variance_of_gradients():
-    """[L3-8] 1: less variance with each weight; the batch mean takes from the gradient, even its
+    """1: less variance with each weight; the batch mean takes from the gradient, even its
     sign, and GRPO's group mean exactly 1/G."""
     mdp = claims.MDP(0)
     found = claims.bias_and_variance(mdp, mdp.values(mdp.theta), claims.WEIGHTS, 4000)
@@ -35,7 +35,7 @@ def test_episodes_needed(monkeypatch):
 
 
 def test_bootstrapping():
-    """[X-GAE] 2: a bad critic biases δ more than a good one, and λ = 1 not at all."""
+    """2: a bad critic biases δ more than a good one, and λ = 1 not at all."""
     bad, good = (claims.errors(fit, 0) for fit in (1, 100))
     assert bad["λ = 0.0"][0] > 2 * good["λ = 0.0"][0] > 0
     assert bad["λ = 1.0"][0] < 0.2 * bad["λ = 0.0"][0]
@@ -51,8 +51,8 @@ def test_effective_samples():
 
 
 def test_steps(monkeypatch):
-    """[AC-08a] 4: a long step along the gradient leaves the trust region, trpo.py's does not.
-    [AC-09b] 5: without the clip more ratios end beyond 1 ± 0.2."""
+    """4: a long step along the gradient leaves the trust region, trpo.py's does not.
+    5: without the clip more ratios end beyond 1 ± 0.2."""
     monkeypatch.setattr(claims, "LENGTHS", [0.1, 3.2])
     monkeypatch.setattr(claims, "EPOCHS", [10])
     monkeypatch.setattr(claims, "return_of", lambda *args: 0.0)
@@ -68,19 +68,19 @@ def test_steps(monkeypatch):
 
 
 def test_overestimation():
-    """[AC-11a] 7: where all actions are worth 0, the Q of ddpg.py rises above that of td3.py."""
+    """7: where all actions are worth 0, the Q of ddpg.py rises above that of td3.py."""
     ddpg, td3 = (claims.overestimation(name, 0, 2000)[-1] for name in ("ddpg.py", "td3.py"))
     assert ddpg > max(2 * td3, 0.1)
 
 
 def test_entropy():
-    """[AC-12] 8: a larger α keeps more entropy."""
+    """8: a larger α keeps more entropy."""
     low, high = (claims.robustness(name, 0, 1400)["H"][-1] for name in ("α = 0.02", "α = 2.0"))
     assert high > low + 0.1
 
 
 def test_entropy_bonus():
-    """[CS-8.1a] 9: a2c.py finds the better reward with β = 0.3, and with β = 1 wants neither."""
+    """9: a2c.py finds the better reward with β = 0.3, and with β = 1 wants neither."""
     sizes = dict(num_envs=8, total_timesteps=20_000)
     some, much = (
         sum(
@@ -103,7 +103,7 @@ def test_time_limits():
 
 
 def test_kl_estimators():
-    """[X-KL] [X-K3] 10: k₁ in the reward has the true gradient; in the loss it has none, and k₃ in
+    """10: k₁ in the reward has the true gradient; in the loss it has none, and k₃ in
     the reward has the wrong sign."""
     found = claims.kl_estimators()
     assert found["k₁ in the reward"] == pytest.approx((1, 0), abs=1e-3)

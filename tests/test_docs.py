@@ -173,7 +173,7 @@ def test_blanks(script):
     assert len(blanks) == len(found) > 5
     assert before.split('"""')[1] == after.split('"""')[1]
     gone = "return torch.minimum(ratio * advantages, clipped_ratio * advantages).mean()  # [AC-09b]"
-    blank = 'raise NotImplementedError("[AC-09b] L_CLIP = ...")'
+    blank = 'raise NotImplementedError("[AC-09b] return ...")'
     assert gone not in after and (gone in before) == (blank in after)
 
 
@@ -181,6 +181,7 @@ def test_exercises():
     """Bugs match once and compile; commands name labels and tests that exist, and every bug."""
     text = (ROOT / "docs/exercises.md").read_text()
     for bug in exercises.BUGS.values():
+        assert (ROOT / bug["script"]).read_text().count(bug["old"]) == 1
         compile(exercises.with_bug(**bug), bug["script"], "exec")
     assert re.findall(r"exercises\.py --bug (\d)", text) == [*exercises.BUGS]
     for script, labels in re.findall(r"(?m)^ +python exercises\.py (\w+\.py) (.+)", text):

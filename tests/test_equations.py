@@ -810,7 +810,7 @@ def test_smoothing_noise():
     """[AC-11c] |ε| ≤ c; with c = 2.5 σ the share at ±c is P(|z| > 2.5) = 0.01242; drawn for each
     sample and dimension."""
     noise = td3.clipped_noise(torch.zeros(20_000, 2), 0.2, 0.5)
-    assert noise.abs().max() == 0.5
+    assert noise.shape == (20_000, 2) and noise.abs().max() == 0.5
     share = (noise.abs() == 0.5).float().mean().item()
     assert abs(share - 0.01242) < 4 * math.sqrt(0.01242 / 40_000)
     # Var = σ² (1 − 2 (c/σ) φ(c/σ) − 2 Q(c/σ)) + c² 2 Q(c/σ)

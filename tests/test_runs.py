@@ -179,6 +179,10 @@ def test_python_of_the_readme(env_id):
     names["env"].step(names["action"])
 
 
+def test_the_code_on_top_of_the_readme():
+    assert readme_blocks("python")[0] in (ROOT / "ppo.py").read_text()
+
+
 def test_commands_of_the_readme():
     """Each flag that stands behind the name of a script is one of its flags."""
     text = (ROOT / "README.md").read_text()
