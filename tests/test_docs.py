@@ -2,7 +2,10 @@
 
 import html.parser
 import itertools
+import json
 import re
+import shutil
+import subprocess
 import sys
 from urllib.parse import unquote
 
@@ -117,6 +120,48 @@ def test_pages(site):
             path, _, anchor = unquote(link).partition("#")
             assert (folder / (path or name)).is_file(), (name, link)
             assert not anchor or anchor in pages[path or name].ids, (name, link)
+
+
+PROBE = """<script>
+onload = () => {
+  document.querySelectorAll("details").forEach(x => x.open = true);
+  const code = document.querySelector("#code .src");
+  if (code) getSelection().selectAllChildren(code);
+  const width = document.documentElement.scrollWidth;
+  parent.postMessage([location.pathname, width, String(getSelection())], "*");
+};
+</script>"""
+FRAMES = """<!doctype html><script>
+const all = [];
+onmessage = event => {
+  if (all.push(event.data) == COUNT)
+    document.body.textContent = encodeURIComponent(JSON.stringify(all));
+};
+</script><body>"""
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser(site, tmp_path, width):
+    """No page scrolls sideways; what is copied from a listing, folds open, is the file."""
+    folder, pages = site
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    frames = FRAMES.replace("COUNT", str(len(pages)))
+    for name, page in pages.items():
+        (tmp_path / name).write_text(page.text + PROBE)
+        frames += f"<iframe src={name} width={width} height=900></iframe>"
+    (tmp_path / "frames.html").write_text(frames)
+    command = "chromium --headless --no-sandbox --disable-gpu --virtual-time-budget=60000"
+    words = [*command.split(), "--dump-dom", f"file://{tmp_path}/frames.html"]
+    text = subprocess.run(words, capture_output=True, text=True, timeout=300).stdout
+    found = json.loads(unquote(re.search("<body>([^<]+)</body>", text)[1]))
+    assert len(found) == len(pages)
+    for path, scroll_width, copied in found:
+        name = path.rpartition("/")[2]
+        assert scroll_width <= width, name
+        if name.removesuffix(".html") in FILES:
+            source = (ROOT / name).with_suffix(".py").read_text()
+            assert copied.rstrip().splitlines() == source.rstrip().splitlines(), name
 
 
 def test_markdown():
