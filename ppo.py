@@ -41,7 +41,7 @@ Not in the text [impl]; benchmarks.md measures what most of it is worth
     [impl 9] Adam with ε = 1e-5, annealed rate, clipped norm of gradient   OpenAI Baselines, ppo2
 
 Run: python ppo.py --env-id HalfCheetah-v4
-    evaluated 6,155 ± 997 after 1,000,000 steps (10 seeds, see benchmarks.md)
+    evaluated 6,498 ± 515 after 1,000,000 steps (5 seeds, see benchmarks.md)
 """
 
 import contextlib

@@ -46,7 +46,7 @@ Not in the text [impl]
     [impl 9] V_w fitted by Adam                                            Baselines, trpo_mpi
 
 Run: python trpo.py --env-id HalfCheetah-v4
-    evaluated 5,857 ± 854 after 1,000,000 steps (10 seeds, see benchmarks.md)
+    evaluated 5,770 ± 410 after 1,000,000 steps (5 seeds, see benchmarks.md)
 """
 
 import contextlib
