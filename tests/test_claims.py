@@ -39,7 +39,9 @@ def test_bootstrapping():
     bad, good = (claims.errors(fit, 0) for fit in (1, 100))
     assert bad["λ = 0.0"][0] > 2 * good["λ = 0.0"][0] > 0
     assert bad["λ = 1.0"][0] < 0.2 * bad["λ = 0.0"][0]
-    assert good["n = 1"] != good["n = 200"] and good["λ = 0.0"][1] < good["λ = 1.0"][1]
+    for steps, decay in ("n = 1", "λ = 0.0"), ("n = 200", "λ = 1.0"):
+        assert good[steps] == pytest.approx(good[decay], rel=1e-3)
+    assert good["λ = 0.0"][1] < good["λ = 1.0"][1]
 
 
 def test_effective_samples():
@@ -61,7 +63,8 @@ def test_steps(monkeypatch):
         claims, "in_training", lambda script, seed, *more: real(script, seed, 4096, 4, 128)
     )
     found = claims.along_steps(0)
-    assert found["TRPO"][0] <= 0.02 < found["gradient"][1][0]
+    assert 0.005 < found["TRPO"][0] <= 0.02 < found["gradient"][1][0]
+    assert all(x[0] < g[0] for x, g in zip(found["natural gradient"], found["gradient"]))
     policy = claims.in_training(claims.ppo, 0)
     clip, free = (claims.epochs(policy, name, 0)["beyond"][-1] for name in ("clip", "no clip"))
     assert clip < free
@@ -77,6 +80,13 @@ def test_entropy():
     """8: a larger α keeps more entropy."""
     low, high = (claims.robustness(name, 0, 1400)["H"][-1] for name in ("α = 0.02", "α = 2.0"))
     assert high > low + 0.1
+
+
+def test_interval_of_a_share():
+    """Wilson's interval of 12 of 20, worked out by hand, and the two ends."""
+    # (0.6 + 1.96²/40 ± 1.96 √(0.6 · 0.4 / 20 + 1.96² / 1600)) / (1 + 1.96²/20)
+    assert claims.wilson(12, 20) == pytest.approx((0.3866, 0.7812), abs=1e-4)
+    assert claims.wilson(0, 20)[0] == pytest.approx(0) and claims.wilson(20, 20)[1] < 1.0001
 
 
 def test_entropy_bonus():
