@@ -22,6 +22,7 @@ from run import MUJOCO, OFF_POLICY, PEERS, RESULTS, ROOT, flags_of, read
 OURS = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", *OFF_POLICY]
 ORDER = [name for script in OURS for name in (script, f"sb3_{script}")]  # each beside its peer
 CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"]
+GOAL = 5000  # training return on HalfCheetah-v4; who is first there?
 ENOUGH = 5  # seeds; of fewer, the bootstrap's interval is no more than their range
 # (script, environment) → the best published final value that we know of, and its source.
 PUBLISHED = {(row["script"], row["env_id"]): row for row in read(RESULTS / "published.csv")}
@@ -52,15 +53,17 @@ def column(rows: list[dict[str, str]], name: str) -> list[float]:
 
 
 def mark(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
-    """✓ if our mean reaches the published value, else ✗; ≈ if it lies in the bootstrap interval."""
-    if not (best := PUBLISHED.get((script, env_id))):
+    """✓ if our mean reaches the published value, else ✗; ≈ if it lies in the bootstrap interval.
+
+    Nothing without such a value, or with fewer than ENOUGH seeds.
+    """
+    if not (best := PUBLISHED.get((script, env_id))) or len(rows) < ENOUGH:
         return ""
     numbers, best = column(rows, best["compared_with"]), float(best["value"])
-    if len(numbers) >= ENOUGH:
-        drawn = np.random.default_rng(0).choice(numbers, (10_000, len(numbers)))
-        low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
-        if low < best <= high:  # all equal to it: no chance in that
-            return "≈"
+    drawn = np.random.default_rng(0).choice(numbers, (10_000, len(numbers)))
+    low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
+    if low < best <= high:  # all equal to it: no chance in that
+        return "≈"
     return "✓" if statistics.mean(numbers) >= best else "✗"
 
 
@@ -99,7 +102,7 @@ def short(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
     """The README's cell: the evaluated return, its steps if not 1M, a mark if seeds are enough."""
     text, steps = spread(column(rows, "evaluation_return")), steps_label(steps_of(rows))
     text += f" ({steps})" * (steps != "1M")
-    return f"{text} {mark(script, env_id, rows)}".strip() if len(rows) >= ENOUGH else text
+    return f"{text} {mark(script, env_id, rows)}".strip()
 
 
 def long(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
@@ -109,7 +112,8 @@ def long(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
     lines.append(f"{len(rows)} seed{'s' * (len(rows) > 1)}, {steps_label(steps_of(rows))}")
     if best := PUBLISHED.get((script, env_id)):
         source = ", ".join(filter(None, (best["source"], best["steps"])))
-        lines.append(f"{mark(script, env_id, rows)} {number(float(best['value']))} {source}")
+        compared = f"{mark(script, env_id, rows)} {number(float(best['value']))} {source}"
+        lines.append(compared.strip())
     return "<br>".join(lines)
 
 
@@ -278,22 +282,22 @@ def curves_figure(path: Path, panels: list[list[tuple[str, list[str]]]]) -> None
     figure.savefig(path, dpi=150)
 
 
-def steps_and_seconds(path: Path, env_id: str, goal: float) -> None:
-    """Mean training returns of all scripts over steps and over time; who is first at the goal."""
+def steps_and_seconds(env_id: str) -> list[tuple[float, float, str]]:
+    """Draws mean training returns over steps and over time; (steps, minutes, script) to GOAL."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
-    reached = []  # (steps, minutes, script)
+    reached = []
     for script in OURS:
         if found := curves(script, env_id):
             steps, seconds, values = found
             draw(axes[0], steps, values.mean(0), script)
             draw(axes[1], seconds / 60, values.mean(0), script)
-            if values.mean(0).max() >= goal:
-                first = np.argmax(values.mean(0) >= goal)
+            if values.mean(0).max() >= GOAL:
+                first = np.argmax(values.mean(0) >= GOAL)
                 reached.append((steps[first], seconds[first] / 60, label(script)))
     steps, _, by_steps = min(reached)
     _, minutes, by_time = min(reached, key=lambda x: x[1])
     figure.suptitle(
-        f"To a return of {goal:,} on {env_id}, {by_steps} needs the fewest steps "
+        f"To a return of {GOAL:,} on {env_id}, {by_steps} needs the fewest steps "
         f"({steps_label(round(steps, -4))}), {by_time} the least time ({minutes:.1f} minutes)"
     )
     axes[0].set(xlabel="environment steps", ylabel="training return")
@@ -301,9 +305,10 @@ def steps_and_seconds(path: Path, env_id: str, goal: float) -> None:
     axes[1].set(xlabel="minutes of training", xscale="log")
     axes[1].xaxis.set_major_formatter("{x:g}")
     for axis in axes:
-        axis.axhline(goal, color="grey", linewidth=0.8, linestyle=":")
+        axis.axhline(GOAL, color="grey", linewidth=0.8, linestyle=":")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
-    figure.savefig(path, dpi=150)
+    figure.savefig(RESULTS / "steps_and_seconds.png", dpi=150)
+    return reached
 
 
 # ── Pages and headers ─────────────────────────────────────────────────────────────────────────────
@@ -349,7 +354,7 @@ def main() -> None:
     curves_figure(RESULTS / "halfcheetah.png", [[(MUJOCO[0], scripts) for scripts in kinds]])
     curves_figure(RESULTS / "returns.png", mujoco)
     curves_figure(RESULTS / "classic_control.png", classic)
-    steps_and_seconds(RESULTS / "steps_and_seconds.png", MUJOCO[0], goal=5000)
+    steps_and_seconds(MUJOCO[0])
     language.figure(RESULTS / "language.png")
     for page in PAGES:
         (ROOT / page).write_text(filled(page))

@@ -183,9 +183,9 @@ def test_the_code_on_top_of_the_readme():
     assert readme_blocks("python")[0] in (ROOT / "ppo.py").read_text()
 
 
-def test_commands_of_the_readme():
+def test_commands_of_the_pages():
     """Each flag that stands behind the name of a script is one of its flags."""
-    text = (ROOT / "README.md").read_text()
+    text = "".join((ROOT / page).read_text() for page in ("README.md", "benchmarks.md"))
     commands = re.findall(r"(\w+)\.py ([^`#|\n]*)", text)
     commands = [(script, words) for script, words in commands if script in SCRIPTS + LANGUAGE]
     assert sum("--" in words for _, words in commands) > 5
