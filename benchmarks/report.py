@@ -43,8 +43,7 @@ def cells() -> dict[tuple[str, str], list[dict[str, str]]]:
             found.setdefault((row["script"], row["env_id"]), []).append(row)
     for rows in found.values():
         rows.sort(key=lambda row: int(row["seed"]))
-        seeds = [row["seed"] for row in rows]
-        assert len(set(seeds)) == len(seeds), f"runs.csv has a row twice: {rows[0]['command']}"
+        assert len({row["seed"] for row in rows}) == len(rows), f"twice: {rows[0]['command']}"
     return found
 
 
@@ -88,6 +87,10 @@ def steps_label(step: float, _: int = 0) -> str:
     return f"{step / 1e6:g}M" if step >= 1e6 else f"{step / 1e3:g}k" if step else "0"
 
 
+def seeds(rows: list[dict[str, str]]) -> str:
+    return f"{len(rows)} seed{'s' * (len(rows) > 1)}"
+
+
 def label(script: str) -> str:
     """ppo → ppo.py, sb3_ppo → SB3 PPO"""
     return f"SB3 {script[4:].upper()}" if script in PEERS else f"{script}.py"
@@ -99,9 +102,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def short(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
-    """The README's cell: the evaluated return, its steps if not 1M, a mark if seeds are enough."""
+    """The README's cell: the evaluated return; its steps if not 1M; few seeds, or a mark."""
     text, steps = spread(column(rows, "evaluation_return")), steps_label(steps_of(rows))
-    text += f" ({steps})" * (steps != "1M")
+    told = [steps] * (steps != "1M") + [seeds(rows)] * (len(rows) < ENOUGH)
+    text += f" ({', '.join(told)})" if told else ""
     return f"{text} {mark(script, env_id, rows)}".strip()
 
 
@@ -109,7 +113,7 @@ def long(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
     """The cell of benchmarks.md."""
     lines = [f"**{spread(column(rows, 'evaluation_return'))}**"]
     lines.append(f"training {spread(column(rows, 'training_return'))}")
-    lines.append(f"{len(rows)} seed{'s' * (len(rows) > 1)}, {steps_label(steps_of(rows))}")
+    lines.append(f"{seeds(rows)}, {steps_label(steps_of(rows))}")
     if best := PUBLISHED.get((script, env_id)):
         source = ", ".join(filter(None, (best["source"], best["steps"])))
         compared = f"{mark(script, env_id, rows)} {number(float(best['value']))} {source}"
@@ -148,7 +152,7 @@ def run_line(script: str) -> str:
         rows = cells()[script, MUJOCO[0]]
         mean = spread(column(rows, "evaluation_return"))
         reached = f"evaluated {mean} after {steps_of(rows):,} steps"
-    return f"    {reached} ({len(rows)} seed{'s' * (len(rows) > 1)}, see benchmarks.md)"
+    return f"    {reached} ({seeds(rows)}, see benchmarks.md)"
 
 
 def better(ours: list[float], theirs: list[float]) -> float:

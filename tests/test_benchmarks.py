@@ -159,8 +159,12 @@ def test_tables_by_hand(tmp_path, monkeypatch):
     table = report.returns(["a2c", "ppo"], ["Hopper-v4", "Walker2d-v4"], report.long)
     cell = "**1,400 ± 283**<br>training 2 ± 1.4<br>2 seeds, 1M<br>2,680 OmniSafe"
     assert table.splitlines()[2:] == [f"| ppo.py | {cell} | - |"]
-    assert report.returns(["ppo"], ["Hopper-v4"], report.short).endswith("| 1,400 ± 283 |")
-    assert report.short("ppo", "Hopper-v4", [a_row(1, 0, 7, steps="200704")]) == "7 (200k)"
+    assert report.returns(["ppo"], ["Hopper-v4"], report.short).endswith(
+        "| 1,400 ± 283 (2 seeds) |"
+    )
+    assert report.short("ppo", "Hopper-v4", [a_row(1, 0, 7, steps="200704")] * 5) == (
+        "7 ± 0.0 (200k) ✗"
+    )
     assert report.codes() == "trpo.py 0123456789ab; ppo.py abc."
     assert report.probabilities().splitlines()[2:] == ["| trpo.py |  | 50 |", "| ppo.py | 50 |  |"]
     points = [{"seed": "12", "step": step, "return": step / 1000} for step in (150_000, 250_000)]
@@ -169,7 +173,7 @@ def test_tables_by_hand(tmp_path, monkeypatch):
     expected = "200k: 150<br>300k: 250<br>500k: 250"
     assert report.on_the_way("ppo", "Hopper-v4", rows[:1]) == expected
     runner.append(tmp_path / "runs.csv", rows[:1])
-    with pytest.raises(AssertionError, match="a row twice"):
+    with pytest.raises(AssertionError, match="twice"):
         report.cells()
 
 
