@@ -13,13 +13,13 @@ import contextlib
 import copy
 import io
 import itertools
-import json
 import math
 import os
 import re
 import statistics
 import sys
 import tempfile
+import textwrap
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -80,21 +80,22 @@ def said(cell) -> str:
     return f"{mean:,.{digits}f}" + f" ± {half:,.{digits}f}" * (half > 0)
 
 
-def in_parallel(function, jobs: list[tuple]) -> dict:
-    """job → function(*job), in two processes."""
-    with ProcessPoolExecutor(2) as pool:
-        return dict(zip(jobs, pool.map(function, *zip(*jobs))))
+def row(name: str, runs: list[dict], keys) -> list:
+    """A row of a table: for each key a list of its numbers in all runs."""
+    return [name, *([run[key] for run in runs] for key in keys)]
 
 
-def over_seeds(function, names, seeds=SEEDS) -> dict[str, list]:
+def over_seeds(function, names, seeds=SEEDS) -> dict:
     """name → function(name, seed) for each seed, in two processes."""
-    found = in_parallel(function, [(name, seed) for name in names for seed in seeds])
-    return {name: [found[name, seed] for seed in seeds] for name in names}
+    jobs = [(name, seed) for name in names for seed in seeds]
+    with ProcessPoolExecutor(2) as pool:
+        found = iter([*pool.map(function, *zip(*jobs))])
+    return {name: [next(found) for _ in seeds] for name in names}
 
 
 def trained(script: ModuleType, **args) -> SimpleNamespace:
-    """Trains in a temporary folder: the checkpoint's state, updates.csv, the evaluation's returns."""
-    here, args = os.getcwd(), {"eval_episodes": 1} | args
+    """Trains in a temporary folder: the checkpoint's state, and the rows of both CSV files."""
+    here = os.getcwd()
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
@@ -102,10 +103,10 @@ def trained(script: ModuleType, **args) -> SimpleNamespace:
     ):
         os.chdir(folder)
         try:
-            run = script.train(script.Args(**args))
+            run = script.train(script.Args(**dict(eval_episodes=0) | args))
             state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
-            returns = json.loads((run / "summary.json").read_text())["evaluation_returns"]
-            return SimpleNamespace(state=state, updates=read(run / "updates.csv"), returns=returns)
+            files = {name: read(run / f"{name}.csv") for name in ("episodes", "updates")}
+            return SimpleNamespace(state=state, **files)
         finally:
             os.chdir(here)
 
@@ -118,19 +119,19 @@ def loaded(network: torch.nn.Module, state: dict) -> torch.nn.Module:
 @contextlib.contextmanager
 def figure(name: str, title: str, panels: int = 2):
     """Yields the axes of a figure of one size, and saves it; its title says what it shows."""
-    picture, axes = plt.subplots(1, panels, figsize=(8, 4.2), layout="constrained", squeeze=False)
-    picture.suptitle(title)
+    picture, axes = plt.subplots(1, panels, figsize=(7, 5), layout="constrained", squeeze=False)
+    picture.suptitle(textwrap.fill(title, 60))
     yield axes[0]
     for axis in axes[0]:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=9)
+        if axis.get_legend_handles_labels()[0]:  # below the panel, where no line is
+            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     (RESULTS / "claims").mkdir(exist_ok=True)
     picture.savefig(RESULTS / "claims" / f"{name}.svg", metadata={"Date": None})
     picture.savefig(RESULTS / "claims" / f"{name}.png", dpi=120)
     plt.close(picture)
 
 
-def lines(axis: plt.Axes, x: list, runs: dict[str, list], **labels) -> None:
+def lines(axis: plt.Axes, x, runs: dict[str, list], **labels) -> None:
     """A line for each name: the mean over seeds of runs[name] (seeds, x), and its interval."""
     for (name, values), style in zip(runs.items(), itertools.cycle(("-", "--", "-.", ":"))):
         mean, half = np.array([interval(column) for column in np.array(values, float).T.tolist()]).T
@@ -156,10 +157,14 @@ def in_training(script: ModuleType, seed: int, steps: int, N: int, T: int) -> tu
 
 
 def return_of(actor, envs: list, seed: int) -> float:
-    """The mean return of one episode of the stochastic policy in each environment."""
-    torch.manual_seed(seed)
-    obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])
-    _, episodes, *_ = rollout(envs, obs, actor, 1000)
+    """The mean return of one episode of the stochastic policy in each environment.
+
+    From other first states than those of `in_training`, and without a change to PyTorch's generator.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(10**6 + seed)
+        obs = [env.reset(seed=10**6 + 100 * seed + n)[0] for n, env in enumerate(envs)]
+        _, episodes, *_ = rollout(envs, np.stack(obs), actor, 1000)
     return statistics.mean(float(episode["r"]) for episode in episodes)
 
 
@@ -172,6 +177,7 @@ WEIGHTS = {  # of ∇log π: of rewards, V(s), V(s'), terminations, truncations 
     "GAE, λ = 0.95": lambda *samples: gae(*samples, 0.95),
     "δ": lambda *samples: gae(*samples, 0.0),
 }
+TASKS = {"CartPole-v1": (10_000, 60), "HalfCheetah-v4": (60_000, 100)}  # steps, batches
 
 
 class MDP:
@@ -217,8 +223,8 @@ class MDP:
         return -gradient(self.theta, states, actions, weights).flatten(1)
 
 
-def bias_and_variance(mdp: MDP, V: Tensor, functions: dict, n: int = 20_000) -> dict[str, tuple]:
-    """name → squared bias of E episodes, and variance of one, both divided by |∇J|²."""
+def bias_and_variance(mdp: MDP, V: Tensor, functions: dict, n: int = 20_000) -> dict:
+    """(name, "bias") → squared bias, (name, "variance") → variance of one episode; over |∇J|²."""
     true, found = mdp.gradient(), {}
     states, actions, rewards, next_states, ends, alive = mdp.episodes(n)
     samples = rewards, V[states], V[next_states], ends, torch.zeros_like(ends)
@@ -230,7 +236,8 @@ def bias_and_variance(mdp: MDP, V: Tensor, functions: dict, n: int = 20_000) -> 
         batches = mdp.estimates(states, actions, weights.flatten(1)).reshape(-1, E, S * A).mean(1)
         variance = batches.var(0).sum()
         bias = (batches.mean(0) - true).square().sum() - variance / len(batches)
-        found[name] = tuple((x / true.square().sum()).item() for x in (bias, E * variance))
+        found[name, "bias"] = (bias / true.square().sum()).item()
+        found[name, "variance"] = (E * variance / true.square().sum()).item()
     return found
 
 
@@ -278,8 +285,54 @@ def episodes_needed(task: str, seed: int) -> dict[str, float]:
     return needed
 
 
-TASKS = {"CartPole-v1": (10_000, 60), "HalfCheetah-v4": (60_000, 20)}  # steps, batches
-ARMS = torch.tensor([0.55, 0.62, 0.90, 0.58, 0.50])  # the rewards of [L3-8]
+def claim_1() -> list:
+    mdps = [MDP(seed) for seed in SEEDS]
+    exact = [bias_and_variance(mdp, mdp.values(mdp.theta), WEIGHTS) for mdp in mdps]
+    needed = over_seeds(episodes_needed, TASKS)
+    middle = {x: [statistics.median(y[name] for y in needed[x]) for name in WEIGHTS] for x in TASKS}
+    with figure("1", "A critic cuts the variance of the gradient") as axes:
+        variances = [statistics.mean(x[name, "variance"] for x in exact) for name in WEIGHTS]
+        axes[0].barh([*WEIGHTS], variances, color=COLOURS[4])
+        axes[0].set(xlabel="variance / |∇J|², small MDP")
+        for i, task in enumerate(TASKS):
+            places = np.arange(len(WEIGHTS)) + 0.4 * i - 0.2
+            axes[1].barh(places, [min(x, 1e5) for x in middle[task]], 0.4, label=task)
+        axes[1].set(xscale="log", yticks=[], xlabel="episodes for a cosine of 0.9")
+        for axis in axes:
+            axis.invert_yaxis()
+    rows = [["weight of ∇log π", "squared bias", "variance", *TASKS]]
+    for i, name in enumerate(WEIGHTS):
+        numbers = row(name, exact, [(name, "bias"), (name, "variance")])
+        rows.append([*numbers, *(middle[task][i] for task in TASKS)])
+    return rows
+
+
+ARMS = torch.tensor([[0.55], [0.62], [0.90], [0.58], [0.50]])  # (A, 1): the rewards of [L3-8]
+COSTS_FIRST = torch.zeros(2, 10)  # (A, T): action 1 costs 1 at once and brings 1.5 at last
+COSTS_FIRST[1, 0], COSTS_FIRST[1, -1] = -1, 1.5
+
+
+def left(rewards: Tensor, n: int, advantages) -> float:
+    """The share of the gradient that advantages(G) leaves, for a uniform policy; G (T, n).
+
+    By enumeration of the first actions in n episodes; rewards (A, T) are those after each action.
+    """
+    whole = less = 0.0
+    for actions in itertools.product(range(len(rewards)), repeat=n):
+        G = discounted_returns(rewards[list(actions)].T, 1.0)
+        best = int(rewards.sum(-1).argmax())
+        score = (torch.tensor(actions) == best).float() - 1 / len(rewards)  # ∂ log π / ∂ θ_best
+        whole += (score * G[0]).sum().item()
+        less += (score * advantages(G)).sum().item()
+    return less / whole
+
+
+def left_by_batch_mean(n: int) -> float:
+    return left(COSTS_FIRST, n, lambda G: G[0] - G.mean())
+
+
+def left_by_group_mean(n: int) -> float:
+    return left(ARMS, n, lambda G: grpo.group_advantages(G[0], n, False))
 
 
 def variance_ratios() -> tuple[float, float]:
@@ -288,58 +341,12 @@ def variance_ratios() -> tuple[float, float]:
     while not found or theta.softmax(-1)[2] < 0.9:
         probs, variances = theta.softmax(-1), []
         for baseline in 0.0, probs @ ARMS:
-            samples = (torch.eye(5) - probs) * (ARMS - baseline).unsqueeze(-1)  # one row an arm
+            samples = (torch.eye(5) - probs) * (ARMS - baseline)  # one row an arm
             mean = probs @ samples
             variances.append(probs @ (samples - mean).square().sum(-1))
         found.append((variances[0] / variances[1]).item())
         theta = theta + 0.5 * mean
     return found[0], found[-1]
-
-
-def left_by_batch_mean(episodes: int, T: int = 10) -> float:
-    """The share of an action's gradient that is left, if it costs 1 at once and brings 1.5 at last.
-
-    By enumeration of the first actions of all episodes of a batch, each taken with probability ½.
-    """
-    whole = less = 0.0
-    for batch in itertools.product((0.0, 1.0), repeat=episodes):
-        rewards = torch.zeros(T, episodes)
-        rewards[0], rewards[-1] = -torch.tensor(batch), 1.5 * torch.tensor(batch)
-        G = discounted_returns(rewards, 1.0)  # (T, episodes)
-        score = torch.tensor(batch) - 0.5  # of the first action
-        whole += (score * G[0]).mean().item()
-        less += (score * (G[0] - G.mean())).mean().item()
-    return less / whole
-
-
-def left_by_group_mean(size: int) -> float:
-    """The share of the gradient on the arms that GRPO's group mean leaves, by enumeration."""
-    whole = less = 0.0
-    for group in itertools.product(range(5), repeat=size):
-        scores = torch.eye(5)[list(group), 2] - 0.2  # ∂ log π / ∂ θ of the best arm
-        whole += (scores * ARMS[list(group)]).sum().item()
-        less += (scores * grpo.group_advantages(ARMS[list(group)], size, False)).sum().item()
-    return less / whole
-
-
-def claim_1() -> list:
-    mdps = [MDP(seed) for seed in SEEDS]
-    exact = [bias_and_variance(mdp, mdp.values(mdp.theta), WEIGHTS) for mdp in mdps]
-    needed = over_seeds(episodes_needed, TASKS)
-    rows = [["weight of ∇log π", "squared bias", "variance", *TASKS]]
-    for name in WEIGHTS:
-        middle = [statistics.median(x[name] for x in needed[task]) for task in TASKS]
-        rows.append([name, *([found[name][i] for found in exact] for i in (0, 1)), *middle])
-    with figure("1", "A critic cuts the variance of the gradient") as axes:
-        axes[0].barh([*WEIGHTS], [statistics.mean(row[2]) for row in rows[1:]], color=COLOURS[4])
-        axes[0].set(xlabel="variance / |∇J|², small MDP")
-        for i, task in enumerate(TASKS):
-            places = np.arange(len(WEIGHTS)) + 0.4 * i - 0.2
-            axes[1].barh(places, [min(row[3 + i], 1e5) for row in rows[1:]], 0.4, label=task)
-        axes[1].set(xscale="log", yticks=[], xlabel="episodes for a cosine of 0.9")
-        axes[0].invert_yaxis()
-        axes[1].invert_yaxis()
-    return rows
 
 
 def claim_1b() -> list:
@@ -361,7 +368,7 @@ def n_step(n: int, *samples) -> Tensor:
     return torch.cat([n_step_advantages(*(x[t : t + n] for x in samples), gamma) for t in pieces])
 
 
-def errors(fit: int, seed: int) -> dict[str, tuple]:
+def errors(fit: int, seed: int) -> dict:
     """bias_and_variance for all λ and n, with a table V of the mean returns in `fit` episodes."""
     mdp = MDP(seed)
     states, _, rewards, _, _, alive = mdp.episodes(fit)
@@ -377,82 +384,84 @@ def claim_2() -> list:
     found = over_seeds(errors, FITS, range(10))
     with figure("2", "A good critic can bootstrap at once") as axes:
         for axis, kind, x in (axes[0], "λ", LAMBDAS), (axes[1], "n", STEPS):
-            names = [f"{kind} = {y}" for y in x]
             total = {
                 f"critic of {fit} episodes": [
-                    [y[k][0] + y[k][1] / E for k in names] for y in found[fit]
+                    [y[f"{kind} = {z}", "bias"] + y[f"{kind} = {z}", "variance"] / E for z in x]
+                    for y in found[fit]
                 ]
                 for fit in FITS
             }
             lines(axis, range(len(x)), total, yscale="log", xlabel=kind)
             axis.set_xticks(range(len(x)), ["∞" if y == 200 else y for y in x])
         axes[0].set_ylabel("squared error of ten episodes / |∇J|²")
-    names = [f"λ = {x}" for x in (0.0, 0.9, 1.0)]
-    rows = [
-        [
-            "episodes of the critic",
-            *(f"{x}: {y}" for x in names for y in ("squared bias", "variance")),
-        ]
-    ]
-    for fit in FITS:
-        cells = [[x[name][i] for x in found[fit]] for name in names for i in (0, 1)]
-        rows.append([str(fit), *cells])
-    return rows
+    keys = [*itertools.product([f"λ = {x}" for x in (0.0, 0.9, 1.0)], ("bias", "variance"))]
+    head = [f"{name}: {'squared ' * (kind == 'bias')}{kind}" for name, kind in keys]
+    rows = [["episodes of the critic", *head]]
+    return rows + [row(str(fit), found[fit], keys) for fit in FITS]
 
 
 # ── 3: parallel environments ──────────────────────────────────────────────────────────────────────
-def effective_samples(env_id: str, kind: str, N: int, seed: int, rollouts: int = 120) -> float:
-    """Independent samples among the 256 in a rollout of N environments, with an untrained policy.
+NUMBERS, WORKERS = [1, 4, 16, 64], [1, 2, 4, 8]
 
-    The variance of single observations over that of the mean of a rollout, summed over the entries.
-    Staggered, environment n is reset after rollout n, as in a2c.py.
+
+def effective_samples(kind: tuple, seed: int, numbers=NUMBERS, steps: int = 2000) -> dict:
+    """N → independent samples among the 256 in a rollout of N environments; untrained policy.
+
+    The variance of single observations over that of the mean of a rollout, of each entry; of these
+    the median. Staggered, environment n is reset after rollout n, as in a2c.py; then come the
+    rollouts that count, in which each environment plays at least `steps` steps.
     """
-    torch.manual_seed(seed)
-    envs = [a2c.make_env(env_id) for _ in range(N)]
-    actor = a2c.Actor(envs[0].observation_space, envs[0].action_space)
-    obs = np.stack([env.reset(seed=10**6 * seed + n)[0] for n, env in enumerate(envs)])
-    means, variances = [], []
-    for i in range(1, N + rollouts):
-        obs, _, observations, *_ = rollout(envs, obs, actor, 256 // N)
-        if kind == "staggered" and i < N:
-            obs[i], _ = envs[i].reset()
-        if i >= N:
-            means.append(observations.mean((0, 1)))
-            variances.append(observations.var((0, 1)))
-    between = torch.stack(means).var(0)
-    return ((torch.stack(variances).mean(0) + between).sum() / between.sum()).item()
+    env_id, start = kind
+    found = {}
+    for N in numbers:
+        torch.manual_seed(seed)
+        envs = [a2c.make_env(env_id) for _ in range(N)]
+        actor = a2c.Actor(envs[0].observation_space, envs[0].action_space)
+        obs = np.stack([env.reset(seed=10**6 * seed + n)[0] for n, env in enumerate(envs)])
+        T, means, variances = 256 // N, [], []
+        for i in range(1, N + steps // min(T, 16)):
+            obs, _, observations, *_ = rollout(envs, obs, actor, T)
+            if start == "staggered" and i < N:
+                obs[i], _ = envs[i].reset()
+            if i >= N:
+                means.append(observations.mean((0, 1)))
+                variances.append(observations.var((0, 1)))
+        between = torch.stack(means).var(0)
+        found[N] = ((torch.stack(variances).mean(0) + between) / between).median().item()
+    return found
 
 
-def workers(W: int, seed: int) -> float:
-    """The evaluated return of a3c.py with W workers on CartPole-v1, or of a2c.py with W = 0."""
-    args = dict(env_id="CartPole-v1", total_timesteps=50_000, eval_episodes=20, seed=seed)
-    run = trained(a3c, num_workers=W, **args) if W else trained(a2c, **args)
-    return statistics.mean(run.returns)
+def staleness(script: str, seed: int, total: int = 50_000) -> dict[int, float]:
+    """W → mean return on CartPole-v1 in the second half of training with W workers."""
+    found, args = {}, dict(env_id="CartPole-v1", total_timesteps=total, seed=seed)
+    for W in WORKERS:
+        if script == "a3c.py":
+            run = trained(a3c, num_workers=W, **args)
+        else:
+            run = trained(a2c, num_envs=W, learning_rate=a3c.Args.learning_rate, **args)
+        late = [x for x in run.episodes if int(x["step"]) > total / 2]
+        found[W] = statistics.mean(float(x["episode_return"]) for x in late)
+    return found
 
 
 def claim_3() -> list:
-    numbers, counts = [1, 4, 16, 64], [1, 2, 4, 8]
     kinds = [*itertools.product(("Pendulum-v1", "HalfCheetah-v4"), ("in lockstep", "staggered"))]
-    jobs = [(*kind, N, seed) for kind in kinds for N in numbers for seed in SEEDS]
-    found = in_parallel(effective_samples, jobs)
-    samples = {
-        ", ".join(kind): [[found[(*kind, N, seed)] for N in numbers] for seed in SEEDS]
-        for kind in kinds
-    }
-    returns = {W: [workers(W, seed) for seed in SEEDS] for W in [*counts, 0]}
+    samples = over_seeds(effective_samples, kinds)
+    # One run after another: a3c.py's workers need the cores.
+    returns = {x: [staleness(x, seed) for seed in SEEDS] for x in ("a3c.py", "a2c.py")}
     with figure("3", "Many short rollouts hold more independent samples") as axes:
-        lines(axes[0], numbers, samples, xscale="log", yscale="log", xlabel="N environments")
-        axes[0].set_xticks(numbers, numbers)
+        many = {", ".join(kind): [[*x.values()] for x in samples[kind]] for kind in kinds}
+        lines(axes[0], NUMBERS, many, xscale="log", yscale="log", xlabel="N environments")
+        axes[0].set_xticks(NUMBERS, NUMBERS)
         axes[0].set_ylabel("effective samples of 256")
-        a3c_returns = [*zip(*(returns[W] for W in counts))]
-        lines(axes[1], counts, {"a3c.py": a3c_returns}, xlabel="workers")
-        axes[1].axhline(statistics.mean(returns[0]), color="grey", label="a2c.py")
+        workers = {name: [[*x.values()] for x in returns[name]] for name in returns}
+        lines(axes[1], WORKERS, workers, xlabel="workers, or environments")
         axes[1].set_ylabel("return on CartPole-v1")
-    rows = [["effective samples of 256", *(f"N = {N}" for N in numbers)]]
-    rows += [[kind, *([*column] for column in zip(*x))] for kind, x in samples.items()]
-    rows.append(["**return on CartPole-v1**", *(f"**{W} workers**" for W in counts)])
-    rows.append(["a3c.py", *(returns[W] for W in counts)])
-    return rows + [["a2c.py, 32 environments", returns[0], "", "", ""]]
+    rows = [["effective samples of 256", *(f"N = {N}" for N in NUMBERS)]]
+    rows += [row(", ".join(kind), samples[kind], NUMBERS) for kind in kinds]
+    rows.append(["**return on CartPole-v1**", *(f"**W = {W}**" for W in WORKERS)])
+    rows.append(row("a3c.py, W workers", returns["a3c.py"], WORKERS))
+    return rows + [row("a2c.py, W environments", returns["a2c.py"], WORKERS)]
 
 
 # ── 4, 5: how far a step may go ───────────────────────────────────────────────────────────────────
@@ -460,8 +469,8 @@ LENGTHS = [0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
 DIRECTIONS = ["gradient", "natural gradient"]
 
 
-def along_steps(seed: int) -> dict[str, list]:
-    """(KL, change of the return) after steps of LENGTHS in both DIRECTIONS, and after TRPO's."""
+def along_steps(name: str, seed: int) -> dict:
+    """(direction, length, "KL" or "return") → KL, change of the return; and those of trpo.py."""
     actor, _, envs, samples = in_training(trpo, seed, 200_000, 16, 500)
     observations, actions, old_log_probs, advantages, _ = samples
     advantages = (advantages - advantages.mean()) / advantages.std()
@@ -479,38 +488,44 @@ def along_steps(seed: int) -> dict[str, list]:
     kl_gradient = parameters_to_vector(torch.autograd.grad(kl, parameters, create_graph=True))
     fisher = partial(trpo.fisher_vector_product, kl_gradient, parameters, damping=0.1)
     x = trpo.conjugate_gradient(fisher, g, 10)
-    old, before = parameters_to_vector(parameters).detach(), return_of(actor, envs, seed)
-    found = {"before": before}
-    for name, direction in zip(DIRECTIONS, (g, x)):
-        found[name] = []
+    step, old = trpo.full_step(x, fisher(x), 0.02), parameters_to_vector(parameters).detach()
+    found = {"before": return_of(actor, envs, seed)}
+    for direction, way in zip(DIRECTIONS, (g, x)):
         for length in LENGTHS:
-            vector_to_parameters(old + length * direction / direction.norm(), parameters)
-            kl = surrogate_and_kl()[1].item()
-            found[name].append((kl, return_of(actor, envs, seed) - before))
+            vector_to_parameters(old + length * way / way.norm(), parameters)
+            found[direction, length, "KL"] = surrogate_and_kl()[1].item()
+            change = return_of(actor, envs, seed) - found["before"]
+            found[direction, length, "return"] = change
     vector_to_parameters(old, parameters)
-    step = trpo.full_step(x, fisher(x), 0.02)
-    fraction, _, kl = trpo.line_search(parameters, step, surrogate_and_kl, 0.02, 10)
-    after = return_of(actor, envs, seed) - before
-    return found | {"length": fraction * step.norm().item(), "TRPO": (kl.item(), after)}
+    fraction, *_ = trpo.line_search(parameters, step, surrogate_and_kl, 0.02, 10)
+    found["TRPO", "KL"] = surrogate_and_kl()[1].item()
+    found["TRPO", "return"] = return_of(actor, envs, seed) - found["before"]
+    return found | {("TRPO", "length"): fraction * step.norm().item()}
 
 
 def claim_4() -> list:
-    found = [*in_parallel(along_steps, [(seed,) for seed in SEEDS]).values()]
-    shown = 2, 4, 6
-    rows = [["change of the return", *(f"length {LENGTHS[i]}" for i in shown), "step of trpo.py"]]
-    for name, last in zip(DIRECTIONS, ("", [x["TRPO"][1] for x in found])):
-        rows.append([f"along the {name}", *([x[name][i][1] for x in found] for i in shown), last])
-    for name, last in zip(DIRECTIONS, ("", [x["TRPO"][0] for x in found])):
-        rows.append([f"KL, {name}", *([x[name][i][0] for x in found] for i in shown), last])
-    rows.append(["return before: " + said([x["before"] for x in found]), "", "", "", ""])
-    with figure("4", "One long step ruins a policy; a trust region avoids it") as axes:
-        for axis, i, label in (axes[0], 1, "change of the return"), (axes[1], 0, "KL(π_old ‖ π_θ)"):
-            runs = {name: [[y[i] for y in x[name]] for x in found] for name in DIRECTIONS}
-            lines(axis, LENGTHS, runs, xscale="log", xlabel="length of the step |Δθ|", ylabel=label)
-            lengths, marks = [x["length"] for x in found], [x["TRPO"][i] for x in found]
-            axis.plot(lengths, marks, "k*", label="step of trpo.py")
-        axes[1].set_yscale("log")
-    return rows
+    (found,) = over_seeds(along_steps, ["HalfCheetah-v4"]).values()
+    marks = {key: [x["TRPO", key] for x in found] for key in ("length", "KL", "return")}
+    title = "A step that goes far in KL ruins a policy; along the gradient even a short one does"
+    with figure("4", title) as axes:
+        for d in DIRECTIONS:
+            kl, change = (
+                [[x[d, n, key] for n in LENGTHS] for x in found] for key in ("KL", "return")
+            )
+            lines(axes[0], LENGTHS, {f"along the {d}": kl}, xscale="log", yscale="log")
+            x = np.exp(np.log(kl).mean(0))  # geometric means over the seeds
+            lines(axes[1], x, {f"along the {d}": change}, xscale="log", ylabel="change of return")
+        axes[0].set(xlabel="length of the step |Δθ|", ylabel="KL(π_old ‖ π_θ)")
+        axes[1].set(xlabel="KL(π_old ‖ π_θ)")
+        for axis, x, y in (axes[0], "length", "KL"), (axes[1], "KL", "return"):
+            axis.plot(marks[x], marks[y], "k*", label="step of trpo.py")
+    shown = 0.2, 0.8, 3.2
+    rows = [["change of the return", *(f"length {n}" for n in shown), "step of trpo.py"]]
+    for key, name in ("return", "along the "), ("KL", "KL, "):
+        for d in DIRECTIONS:
+            last = marks[key] if d == "natural gradient" else ""
+            rows.append([*row(name + d, found, [(d, n, key) for n in shown]), last])
+    return rows + [["return before: " + said([x["before"] for x in found]), "", "", "", ""]]
 
 
 OBJECTIVES = {"no clip": (math.inf, 0.0), "clip": (0.2, 0.0)}  # ε, β at first
@@ -518,73 +533,65 @@ OBJECTIVES |= {"KL penalty, β = 1": (math.inf, 1.0), "adaptive KL penalty": (ma
 EPOCHS = [1, 5, 10, 20, 40]
 
 
-def epochs(policy: tuple, objective: str, seed: int) -> dict[str, list]:
-    """After each epoch on one rollout: KL, share of ratios beyond 1 ± 0.2; and return after EPOCHS."""
+def epochs(policy: tuple, objective: str, seed: int) -> dict:
+    """("KL" or "beyond" 1 ± 0.2, epoch) and ("return", one of EPOCHS), all on one rollout."""
     *models, envs, samples = policy
-    actor, critic = copy.deepcopy(models)
+    old_actor, (actor, critic) = models[0], copy.deepcopy(models)
     clip_coef, beta = OBJECTIVES[objective]
     args = ppo.Args(clip_coef=clip_coef)
     adam = ppo.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate)
-    found = {"KL": [], "beyond": [], "return": [], "before": return_of(actor, envs, seed)}
+    found, before = {}, return_of(actor, envs, seed)
+    torch.manual_seed(seed)  # the same minibatches for all objectives
+
+    def kl_of(obs: Tensor) -> Tensor:
+        with torch.no_grad():
+            old_dist = old_actor(obs)
+        return trpo.mean_kl(old_dist, actor(obs))
+
     for epoch in range(1, EPOCHS[-1] + 1):
         for rows in torch.randperm(len(samples[0])).split(64):
-            obs, actions, old_log_probs, *rest = (x[rows] for x in samples)
-            gain, _ = ppo.ppo_objective(actor, critic, obs, actions, old_log_probs, *rest, args)
-            kl = ppo.approximate_kl(actor(obs).log_prob(actions) - old_log_probs)
-            adam.step(-(gain - beta * kl), args.max_grad_norm)
+            batch = [x[rows] for x in samples]
+            gain, _ = ppo.ppo_objective(actor, critic, *batch, args)
+            adam.step(-(gain - beta * kl_of(batch[0]) if beta else gain), args.max_grad_norm)
         with torch.no_grad():
-            log_ratio = actor(samples[0]).log_prob(samples[1]) - samples[2]
-        kl = ppo.approximate_kl(log_ratio).item()
+            ratio = (actor(samples[0]).log_prob(samples[1]) - samples[2]).exp()
+            kl = kl_of(samples[0]).item()
         if objective == "adaptive KL penalty":  # Schulman 2017, section 4, here after each epoch
             beta *= 2 if kl > 1.5 * 0.01 else 0.5 if kl < 0.01 / 1.5 else 1
-        found["KL"].append(kl)
-        found["beyond"].append(((log_ratio.exp() - 1).abs() > 0.2).float().mean().item())
+        found["KL", epoch] = kl
+        found["beyond", epoch] = ((ratio - 1).abs() > 0.2).float().mean().item()
         if epoch in EPOCHS:
-            found["return"].append(return_of(actor, envs, seed) - found["before"])
+            found["return", epoch] = return_of(actor, envs, seed) - before
     return found
 
 
-def all_epochs(seed: int) -> dict[str, dict]:
+def all_epochs(name: str, seed: int) -> dict[str, dict]:
     policy = in_training(ppo, seed, 150_000, 8, 256)
     return {objective: epochs(policy, objective, seed) for objective in OBJECTIVES}
 
 
 def claim_5() -> list:
-    seeds = [*in_parallel(all_epochs, [(seed,) for seed in SEEDS]).values()]
+    (seeds,) = over_seeds(all_epochs, ["HalfCheetah-v4"]).values()
     found = {objective: [x[objective] for x in seeds] for objective in OBJECTIVES}
-    with figure("5", "The clip takes away the reason to go far, not the possibility") as axes:
-        kl = {name: [np.log10(x["KL"]) for x in found[name]] for name in OBJECTIVES}
-        beyond = {name: [x["beyond"] for x in found[name]] for name in OBJECTIVES}
-        lines(axes[0], range(1, EPOCHS[-1] + 1), kl, ylabel="log₁₀ KL(π_old ‖ π_θ)")
-        lines(axes[1], range(1, EPOCHS[-1] + 1), beyond, ylabel="share of ratios beyond 1 ± 0.2")
-        for axis in axes:
-            axis.set_xlabel("epochs K")
-    kinds = "median KL", "share beyond 1 ± 0.2", "change of the return"
-    rows = [["objective", *(f"{kind}, K = {K}" for K in (10, 40) for kind in kinds)]]
-    for name, x in found.items():
-        rows.append([name])
-        for K in 10, 40:
-            rows[-1].append(statistics.median(y["KL"][K - 1] for y in x))
-            rows[-1].append([y["beyond"][K - 1] for y in x])
-            rows[-1].append([y["return"][EPOCHS.index(K)] for y in x])
-    return rows
+    x = range(1, EPOCHS[-1] + 1)
+    with figure("5", "The clip takes away the reason to go far") as axes:
+        logs = {o: [[math.log10(run["KL", k]) for k in x] for run in found[o]] for o in found}
+        beyond = {o: [[run["beyond", k] for k in x] for run in found[o]] for o in found}
+        lines(axes[0], x, logs, xlabel="epochs K", ylabel="log₁₀ KL(π_old ‖ π_θ)")
+        lines(axes[1], x, beyond, xlabel="epochs K", ylabel="share of ratios beyond 1 ± 0.2")
+    keys = [*itertools.product(("KL", "beyond", "return"), (10, 40))]
+    kinds = {"KL": "KL", "beyond": "beyond 1 ± 0.2", "return": "change of the return"}
+    rows = [["objective", *(f"{kinds[kind]}, K = {K}" for kind, K in keys)]]
+    return rows + [row(objective, found[objective], keys) for objective in OBJECTIVES]
 
 
 # ── 6: sample efficiency ──────────────────────────────────────────────────────────────────────────
 def claim_6() -> list:
     import report
 
-    goal = 3000
-    rows = [[f"to a training return of {goal:,}", "steps", "minutes"]]
-    for suffix in "svg", "png":
-        with plt.rc_context({"font.size": 9}):
-            report.steps_and_seconds(RESULTS / "claims" / f"6.{suffix}", "HalfCheetah-v4", goal)
-    for script in report.OURS:
-        steps, seconds, values = report.curves(script, "HalfCheetah-v4")
-        if values.mean(0).max() >= goal:
-            first = np.argmax(values.mean(0) >= goal)
-            rows.append([f"{script}.py", f"{steps[first]:,.0f}", seconds[first] / 60])
-    return rows
+    reached = report.steps_and_seconds("HalfCheetah-v4")
+    rows = [[f"to a training return of {report.GOAL:,}", "steps", "minutes"]]
+    return rows + [[name, f"{steps:,.0f}", minutes] for steps, minutes, name in sorted(reached)]
 
 
 # ── 7, 8: overestimation and entropy ──────────────────────────────────────────────────────────────
@@ -592,22 +599,28 @@ SMALL = dict(learning_starts=1000, batch_size=64)
 TD_TARGET = td3.td_target
 REPAIRS = {
     "ddpg.py": (ddpg, {}),
+    "ddpg.py, τ / 2": (ddpg, dict(tau=0.0025)),
     "td3.py": (td3, {}),
     "td3.py, one critic": (td3, {}),
-    "td3.py, no delay": (td3, dict(policy_frequency=1)),
+    # The delay also halves how often the target networks move; τ / 2 leaves their speed.
+    "td3.py, no delay, τ / 2": (td3, dict(policy_frequency=1, tau=0.0025)),
     "td3.py, no noise": (td3, dict(policy_noise=0.0)),
 }
-AVERAGING = {f"τ = {tau}": (ddpg, dict(tau=tau)) for tau in (1.0, 0.1, 0.005, 0.0005)}
+AVERAGING = {f"ddpg.py, τ = {tau}": (ddpg, dict(tau=tau)) for tau in (1.0, 0.1, 0.0005)}
 ALPHAS = {"automatic α": (sac, {})}
 ALPHAS |= {f"α = {a}": (sac, dict(alpha=a, autotune=False)) for a in (0.02, 0.2, 2.0)}
 NOISES = [0.0, 0.5, 1.0, 2.0]  # std, in units of half the action range
 
 
 class Worthless(gym.Env):
-    """Random observations and rewards of N(0, 1), whatever is done: Q(s, a) = 0 for all s and a."""
+    """Random observations; rewards z, −z, z', −z', ... with z ~ N(0, 1), whatever is done.
+
+    E[Q(s, a)] = 0 for all s and a, and the rewards in a buffer have a mean of 0, too.
+    """
 
     observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    reward = None  # of the next step
 
     def reset(self, seed=None, options=None) -> tuple:
         super().reset(seed=seed)
@@ -615,7 +628,9 @@ class Worthless(gym.Env):
 
     def step(self, action: np.ndarray) -> tuple:
         obs = self.np_random.uniform(-1, 1, 3).astype(np.float32)
-        return obs, self.np_random.normal(), False, False, {}
+        reward = self.np_random.normal() if self.reward is None else self.reward
+        self.reward = -reward if self.reward is None else None
+        return obs, reward, False, False, {}
 
 
 gym.register("Worthless-v0", Worthless, max_episode_steps=200)
@@ -630,23 +645,20 @@ def overestimation(name: str, seed: int, steps: int = 6000) -> list[float]:
     script, args = (REPAIRS | AVERAGING)[name]
     td3.td_target = one_critic if "one critic" in name else TD_TARGET
     args = SMALL | args | dict(env_id="Worthless-v0", total_timesteps=steps, seed=seed)
-    args["policy_lr"] = 1e-3
-    return [float(row["q_value"]) for row in trained(script, **args).updates]
+    return [float(x["q_value"]) for x in trained(script, **args).updates]
 
 
 def claim_7() -> list:
     found = over_seeds(overestimation, REPAIRS | AVERAGING)
-    steps = range(1200, 6001, 200)
-    with figure(
-        "7", "Where all actions are worth 0, the smaller of two critics rises least"
-    ) as axes:
-        for axis, names in zip(axes, (REPAIRS, AVERAGING)):
+    steps, shown = range(1200, 6001, 200), (4, 14, 24)
+    with figure("7", "Where all actions are worth 0, ddpg.py's critic rises most") as axes:
+        for axis, names in (axes[0], [*REPAIRS]), (axes[1], ["ddpg.py", *AVERAGING]):
             lines(axis, steps, {name: found[name] for name in names}, xlabel="environment steps")
             axis.axhline(0, color="grey", linewidth=0.8)
         axes[0].set_ylabel("Q, where the truth is 0")
         axes[1].set_yscale("symlog", linthresh=1)
-    rows = [["Q after", *(f"{steps[i]:,} steps" for i in (4, 14, -1))]]
-    return rows + [[name, *([x[i] for x in found[name]] for i in (4, 14, -1))] for name in found]
+    rows = [["Q after", *(f"{steps[i]:,} steps" for i in shown)]]
+    return rows + [[name, *([x[i] for x in found[name]] for i in shown)] for name in found]
 
 
 def swing(actor, seed: int, noise: float) -> float:
@@ -661,14 +673,14 @@ def swing(actor, seed: int, noise: float) -> float:
     return float(total)
 
 
-def robustness(name: str, seed: int, steps: int = 10_000) -> dict[str, list]:
-    """The entropy in training, and returns with NOISES on the actions after it."""
-    script, args = (ALPHAS | {"td3.py": (td3, dict(policy_lr=1e-3))})[name]
+def robustness(name: str, seed: int, steps: int = 10_000) -> dict:
+    """ "H" → the entropy in training; a noise of NOISES on the actions → the return after it."""
+    script, args = (ALPHAS | {"td3.py": (td3, {})})[name]
     args = SMALL | args | dict(env_id="Pendulum-v1", total_timesteps=steps, seed=seed)
     run, space = trained(script, **args), gym.make("Pendulum-v1")
     actor = loaded(script.Actor(space.observation_space, space.action_space), run.state["actor"])
-    entropy = [float(row["entropy"]) for row in run.updates if "entropy" in row]
-    return {"H": entropy, "returns": [swing(actor, seed, noise) for noise in NOISES]}
+    entropy = [float(x["entropy"]) for x in run.updates if "entropy" in x]
+    return {"H": entropy} | {noise: swing(actor, seed, noise) for noise in NOISES}
 
 
 def claim_8() -> list:
@@ -678,12 +690,12 @@ def claim_8() -> list:
         lines(axes[0], range(1200, 10_001, 200), entropy, xlabel="environment steps")
         axes[0].axhline(-1, color="grey", linestyle=":", label="H̄ = −1")
         axes[0].set_ylabel("entropy H, in nats")
-        returns = {name: [x["returns"] for x in found[name]] for name in found}
+        returns = {name: [[x[noise] for noise in NOISES] for x in found[name]] for name in found}
         lines(axes[1], NOISES, returns, xlabel="std of noise on the actions", ylabel="return")
     rows = [["Pendulum-v1", "H at the end", *(f"return, noise {noise}" for noise in NOISES)]]
-    for name, x in found.items():
-        entropy = [y["H"][-1] for y in x] if name in ALPHAS else "-"
-        rows.append([name, entropy, *([y["returns"][i] for y in x] for i in range(len(NOISES)))])
+    for name, runs in found.items():
+        entropy = [x["H"][-1] for x in runs] if name in ALPHAS else "-"
+        rows.append([name, entropy, *row(name, runs, NOISES)[1:]])
     return rows
 
 
@@ -693,10 +705,11 @@ class Tempting(gym.Env):
 
     observation_space = gym.spaces.Box(0, 1, (11,), np.float32)
     action_space = gym.spaces.Discrete(2)
+    start = 2
 
     def reset(self, seed=None, options=None) -> tuple:
         super().reset(seed=seed)
-        self.place = 2
+        self.place = self.start
         return np.eye(11, dtype=np.float32)[self.place], {}
 
     def step(self, action: int) -> tuple:
@@ -732,44 +745,52 @@ gym.register("Invest-v0", partial(Invest, limit_ends=False))
 gym.register("InvestEnds-v0", partial(Invest, limit_ends=True))
 
 
-def chosen(env_id: str, start: int, args: tuple, seed: int) -> int:
-    """The most probable action of a2c.py's policy in state `start` after training."""
-    args = dict(num_steps=16, learning_rate=1e-2, seed=seed) | dict(args)
-    state = trained(a2c, env_id=env_id, **args).state
+def small_policy(env_id: str, **args) -> tuple:
+    """The environment, and a2c.py's policy after training in it."""
+    state = trained(a2c, env_id=env_id, num_steps=16, learning_rate=1e-2, **args).state
     env = a2c.make_env(env_id)
-    actor = loaded(a2c.Actor(env.observation_space, env.action_space), state["actor"])
-    return int(actor.mode(np.eye(env.observation_space.shape[0], dtype=np.float32)[start]))
+    return env, loaded(a2c.Actor(env.observation_space, env.action_space), state["actor"])
+
+
+def finds_better(beta: float, seed: int, steps: int = 20_000) -> float:
+    """The share of 100 episodes of the stochastic policy that end at the better reward."""
+    args = dict(num_envs=8, total_timesteps=steps, ent_coef=beta, seed=seed)
+    env, actor = small_policy("Tempting-v0", **args)
+    return statistics.mean(float(play_episode(env, actor)[2][-1] == 2) for _ in range(100))
+
+
+def invests(env_id: str, seed: int, steps: int = 60_000) -> bool:
+    """Whether the poor policy invests rather than not."""
+    _, actor = small_policy(env_id, num_envs=32, total_timesteps=steps, seed=seed)
+    return bool(actor.mode(np.eye(2, dtype=np.float32)[0]))
 
 
 def claim_9() -> list:
-    betas, sizes = [0.0, 0.03, 0.1, 0.3, 1.0], dict(num_envs=8, total_timesteps=20_000)
-    jobs = [
-        ("Tempting-v0", 2, (*sizes.items(), ("ent_coef", b)), s) for b in betas for s in range(20)
-    ]
-    found = [*in_parallel(chosen, jobs).values()]
-    hits = [sum(found[20 * i : 20 * i + 20]) for i in range(len(betas))]
+    found = over_seeds(finds_better, [0.0, 0.03, 0.1, 0.3, 1.0], range(20))
+    hits = {beta: sum(share > 0.5 for share in shares) for beta, shares in found.items()}
     title = "A bonus finds the better reward; too large a bonus leaves a random walk"
     with figure("9", title, 1) as (axis,):
-        for place, x in enumerate(hits):
-            axis.plot([place, place], wilson(x, 20), color=COLOURS[0])
-            axis.plot(place, x / 20, "o", color=COLOURS[0])
-        axis.set_xticks(range(len(betas)), betas)
+        for place, n in enumerate(hits.values()):
+            axis.plot([place, place], wilson(n, 20), color=COLOURS[0])
+            axis.plot(place, n / 20, "o", color=COLOURS[0])
+        axis.set_xticks(range(len(found)), [*found])
         axis.set(xlabel="β", ylabel="share of 20 seeds", ylim=(-0.02, 1.02))
-    rows = [["a2c.py", *(f"β = {beta}" for beta in betas)]]
-    rows.append(["seeds of 20 that turn to the better reward", *map(str, hits)])
-    return rows + [["95 % interval", *("{:.2f} to {:.2f}".format(*wilson(x, 20)) for x in hits)]]
+    rows = [["a2c.py", *(f"β = {beta}" for beta in found)]]
+    rows.append(["seeds of 20 that find the better reward", *map(str, hits.values())])
+    bounds = ("{:.2f} to {:.2f}".format(*wilson(n, 20)) for n in hits.values())
+    rows.append(["95 % interval of their share", *bounds])
+    return rows + [["episodes that end there, share", *found.values()]]
 
 
 def claim_11() -> list:
     names, returns = {"bootstraps": "Invest-v0", "is an end": "InvestEnds-v0"}, {}
-    sizes = (("num_envs", 32), ("total_timesteps", 60_000))
-    found = in_parallel(chosen, [(x, 0, sizes, seed) for x in names.values() for seed in range(10)])
-    counts = {name: sum(x for job, x in found.items() if job[0] == names[name]) for name in names}
+    found = over_seeds(invests, names.values(), range(10))
+    counts = {name: sum(found[env_id]) for name, env_id in names.items()}
     for name, variant in zip(names, ("default", "limit-ends")):
-        rows = [row for row in read(ABLATIONS) if row["variant"] == variant]
-        returns[name] = [float(row["training_return"]) for row in rows]
+        rows = [x for x in read(ABLATIONS) if x["variant"] == variant]
+        returns[name] = [float(x["training_return"]) for x in rows]
     with figure("11", "Where a time limit is an end, the policy is short-sighted") as axes:
-        axes[0].bar(list(names), [x / 10 for x in counts.values()], color=COLOURS[4])
+        axes[0].bar(list(names), [n / 10 for n in counts.values()], color=COLOURS[4])
         axes[0].set(ylabel="share of 10 seeds that invest", ylim=(0, 1.05))
         for name, numbers in returns.items():
             axes[1].plot([name] * len(numbers), numbers, "o")
