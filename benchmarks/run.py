@@ -59,7 +59,12 @@ FLAGS = {
         "--total-timesteps 300000 --learning-rate 1e-3 --gamma 0.95 --num-envs 8 --num-steps 256 "
         "--ent-coef 0.003"
     ),
-    **{(script, env_id): "--total-timesteps 200000" for script in OFF_POLICY for env_id in MUJOCO},
+    **{
+        (script, env_id): "--total-timesteps 200000"  # until the cell is measured over 1,000,000
+        for script in OFF_POLICY
+        for env_id in MUJOCO
+        if (script, env_id) not in [("ddpg", "HalfCheetah-v4")]
+    },
     **{
         (script, "Pendulum-v1"): "--total-timesteps 20000 --learning-starts 1000"
         for script in OFF_POLICY
