@@ -1,6 +1,6 @@
 """What the texts claim, measured with the scripts' own functions: tables and figures of claims.md.
 
-    python benchmarks/claims.py          # all claims: an hour on two cores
+    python benchmarks/claims.py          # all claims: 90 minutes on two cores
     python benchmarks/claims.py 1 4      # these only
 
 `claim_N` measures claim N, draws results/claims/N.svg and N.png, and returns its table: a list of
