@@ -140,10 +140,10 @@ def lines(axis: plt.Axes, x, runs: dict[str, list], **labels) -> None:
     axis.set(**labels)
 
 
-def in_training(script: ModuleType, seed: int, steps: int, N: int, T: int) -> tuple:
-    """A policy of HalfCheetah-v4 in training, N environments, and a rollout of T steps in each."""
-    state = trained(script, total_timesteps=steps, seed=seed).state
-    envs = [script.make_env("HalfCheetah-v4") for _ in range(N)]
+def in_training(script, env_id: str, seed: int, steps: int, N: int, T: int) -> tuple:
+    """A policy in training, N environments, and a rollout of T steps in each."""
+    state = trained(script, env_id=env_id, total_timesteps=steps, seed=seed).state
+    envs = [script.make_env(env_id) for _ in range(N)]
     actor = loaded(script.Actor(envs[0].observation_space, envs[0].action_space), state["actor"])
     critic = loaded(script.Critic(envs[0].observation_space), state["critic"])
     obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])
@@ -469,9 +469,9 @@ LENGTHS = [0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
 DIRECTIONS = ["gradient", "natural gradient"]
 
 
-def along_steps(name: str, seed: int) -> dict:
+def along_steps(env_id: str, seed: int) -> dict:
     """(direction, length, "KL" or "return") → KL, change of the return; and those of trpo.py."""
-    actor, _, envs, samples = in_training(trpo, seed, 200_000, 16, 500)
+    actor, _, envs, samples = in_training(trpo, env_id, seed, 200_000, 16, 500)
     observations, actions, old_log_probs, advantages, _ = samples
     advantages = (advantages - advantages.mean()) / advantages.std()
     parameters = [*actor.parameters()]
@@ -565,8 +565,8 @@ def epochs(policy: tuple, objective: str, seed: int) -> dict:
     return found
 
 
-def all_epochs(name: str, seed: int) -> dict[str, dict]:
-    policy = in_training(ppo, seed, 150_000, 8, 256)
+def all_epochs(env_id: str, seed: int) -> dict[str, dict]:
+    policy = in_training(ppo, env_id, seed, 150_000, 8, 256)
     return {objective: epochs(policy, objective, seed) for objective in OBJECTIVES}
 
 
@@ -674,7 +674,7 @@ def swing(actor, seed: int, noise: float) -> float:
 
 
 def robustness(name: str, seed: int, steps: int = 10_000) -> dict:
-    """ "H" → the entropy in training; a noise of NOISES on the actions → the return after it."""
+    """The entropy in training as "H", and the return after it under each noise of NOISES."""
     script, args = (ALPHAS | {"td3.py": (td3, dict(policy_lr=1e-3))})[name]
     args = SMALL | args | dict(env_id="Pendulum-v1", total_timesteps=steps, seed=seed)
     run, space = trained(script, **args), gym.make("Pendulum-v1")

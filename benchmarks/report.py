@@ -43,7 +43,8 @@ def cells() -> dict[tuple[str, str], list[dict[str, str]]]:
             found.setdefault((row["script"], row["env_id"]), []).append(row)
     for rows in found.values():
         rows.sort(key=lambda row: int(row["seed"]))
-        assert len({row["seed"] for row in rows}) == len(rows), f"twice: {rows[0]['command']}"
+        different = {row["seed"] for row in rows}
+        assert len(different) == len(rows), f"runs.csv has a row twice: {rows[0]['command']}"
     return found
 
 

@@ -173,7 +173,7 @@ def test_tables_by_hand(tmp_path, monkeypatch):
     expected = "200k: 150<br>300k: 250<br>500k: 250"
     assert report.on_the_way("ppo", "Hopper-v4", rows[:1]) == expected
     runner.append(tmp_path / "runs.csv", rows[:1])
-    with pytest.raises(AssertionError, match="twice"):
+    with pytest.raises(AssertionError, match="a row twice"):
         report.cells()
 
 
