@@ -17,7 +17,7 @@ import ablations
 import language
 import matplotlib.pyplot as plt
 import numpy as np
-from run import MUJOCO, OFF_POLICY, PEERS, RESULTS, ROOT, flags_of, read
+from run import MUJOCO, OFF_POLICY, PEERS, RESULTS, ROOT, digest, flags_of, read
 
 OURS = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", *OFF_POLICY]
 ORDER = [name for script in OURS for name in (script, f"sb3_{script}")]  # each beside its peer
@@ -97,24 +97,30 @@ def label(script: str) -> str:
     return f"SB3 {script[4:].upper()}" if script in PEERS else f"{script}.py"
 
 
+def dagger(script: str, rows: list[dict[str, str]]) -> str:
+    """† if the script's code has changed since a row was measured."""
+    changed = script not in PEERS and any(x["digest"] != digest(f"{script}.py") for x in rows)
+    return " †" if changed else ""
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def short(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
-    """The README's cell: the evaluated return; its steps if not 1M; few seeds, or a mark."""
+    """The README's cell: the evaluated return; its steps if not 1M; few seeds, or a mark; †."""
     text, steps = spread(column(rows, "evaluation_return")), steps_label(steps_of(rows))
     told = [steps] * (steps != "1M") + [seeds(rows)] * (len(rows) < ENOUGH)
     text += f" ({', '.join(told)})" if told else ""
-    return f"{text} {mark(script, env_id, rows)}".strip()
+    return f"{text} {mark(script, env_id, rows)}".strip() + dagger(script, rows)
 
 
 def long(script: str, env_id: str, rows: list[dict[str, str]]) -> str:
     """The cell of benchmarks.md."""
     lines = [f"**{spread(column(rows, 'evaluation_return'))}**"]
     lines.append(f"training {spread(column(rows, 'training_return'))}")
-    lines.append(f"{seeds(rows)}, {steps_label(steps_of(rows))}")
+    lines.append(f"{seeds(rows)}, {steps_label(steps_of(rows))}{dagger(script, rows)}")
     if best := PUBLISHED.get((script, env_id)):
         source = ", ".join(filter(None, (best["source"], best["steps"])))
         compared = f"{mark(script, env_id, rows)} {number(float(best['value']))} {source}"

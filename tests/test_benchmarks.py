@@ -145,11 +145,12 @@ def a_row(seed: int, training: float, evaluation: float, **more: str) -> dict:
     row = {"script": "ppo", "env_id": "Hopper-v4", "seed": str(seed), "flags": "", "seconds": "500"}
     row |= {"steps": "1001472", "training_return": training, "evaluation_return": evaluation}
     command = f"python ppo.py --seed {seed} --eval-episodes 100"
-    return row | {"command": command, "commit": "abc", "digest": ""} | more
+    return row | {"command": command, "commit": "abc", "digest": runner.digest("ppo.py")} | more
 
 
 def test_tables_by_hand(tmp_path, monkeypatch):
-    """Other flags and shorter evaluations are left out; a row that is there twice stops."""
+    """Other flags and shorter evaluations are left out; † marks older code; a row that is there
+    twice stops."""
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setitem(report.PUBLISHED, ("ppo", "Hopper-v4"), BEST)
     rows = [a_row(12, 1, 1200), a_row(3, 3, 1600), a_row(5, 7, 8, flags="--gamma 0.9")]
@@ -162,10 +163,13 @@ def test_tables_by_hand(tmp_path, monkeypatch):
     assert report.returns(["ppo"], ["Hopper-v4"], report.short).endswith(
         "| 1,400 ± 283 (2 seeds) |"
     )
-    assert report.short("ppo", "Hopper-v4", [a_row(1, 0, 7, steps="200704")] * 5) == (
-        "7 ± 0.0 (200k) ✗"
-    )
-    assert report.codes() == "trpo.py 0123456789ab; ppo.py abc."
+    older = [a_row(1, 0, 7, steps="200704")] * 4 + [a_row(1, 0, 7, digest="")]
+    assert report.short("ppo", "Hopper-v4", older) == "7 ± 0.0 (200k) ✗ †"
+    assert "<br>2 seeds, 1M †<br>" in report.long("trpo", "Hopper-v4", rows[-2:])
+    assert report.long("sb3_ppo", "Hopper-v4", older).endswith("5 seeds, 200k")
+    runner.append(tmp_path / "runs.csv", [a_row(7, 2, 1400, digest="")])
+    digest = runner.digest("ppo.py")
+    assert report.codes() == f"trpo.py 0123456789ab; ppo.py {', '.join(sorted([digest, 'abc']))}."
     assert report.probabilities().splitlines()[2:] == ["| trpo.py |  | 50 |", "| ppo.py | 50 |  |"]
     points = [{"seed": "12", "step": step, "return": step / 1000} for step in (150_000, 250_000)]
     runner.append(tmp_path / "curves/ppo__Hopper-v4.csv", points)
