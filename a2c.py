@@ -46,7 +46,7 @@ Not in the text [impl]
     [impl 8] annealed learning rate, clipped norm of the gradient          OpenAI Baselines, a2c
 
 Run: python a2c.py --env-id HalfCheetah-v4
-    evaluated 3,028 ± 1,264 after 1,000,000 steps (10 seeds, see benchmarks.md)
+    evaluated 3,550 ± 470 after 1,000,000 steps (5 seeds, see benchmarks.md)
 """
 
 import contextlib
