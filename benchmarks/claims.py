@@ -675,7 +675,7 @@ def swing(actor, seed: int, noise: float) -> float:
 
 def robustness(name: str, seed: int, steps: int = 10_000) -> dict:
     """The entropy in training as "H", and the return after it under each noise of NOISES."""
-    script, args = (ALPHAS | {"td3.py": (td3, dict(policy_lr=1e-3))})[name]
+    script, args = (ALPHAS | {"td3.py": (td3, {})})[name]
     args = SMALL | args | dict(env_id="Pendulum-v1", total_timesteps=steps, seed=seed)
     run, space = trained(script, **args), gym.make("Pendulum-v1")
     actor = loaded(script.Actor(space.observation_space, space.action_space), run.state["actor"])

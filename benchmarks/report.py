@@ -171,7 +171,7 @@ def probabilities() -> str:
     """Rows × columns: `better` in per cent, mean over the environments that both have."""
     found = {}
     for (script, env_id), rows in cells().items():
-        if env_id in MUJOCO and len(rows) > 1:
+        if env_id in MUJOCO and len(rows) > 1 and steps_of(rows) == 1_000_000:
             found.setdefault(script, {})[env_id] = column(rows, "evaluation_return")
     scripts = [script for script in ORDER if script in found]
     rows = [[label(script)] for script in scripts]
@@ -308,7 +308,7 @@ def steps_and_seconds(env_id: str) -> list[tuple[float, float, str]]:
     steps, _, by_steps = min(reached)
     _, minutes, by_time = min(reached, key=lambda x: x[1])
     figure.suptitle(
-        f"To a return of {GOAL:,} on {env_id}, {by_steps} needs the fewest steps "
+        f"To a return of {GOAL:,} on {env_id}, {by_steps} needs the fewest steps\n"
         f"({steps_label(round(steps, -4))}), {by_time} the least time ({minutes:.1f} minutes)"
     )
     axes[0].set(xlabel="environment steps", ylabel="training return")

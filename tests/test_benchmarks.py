@@ -170,6 +170,8 @@ def test_tables_by_hand(tmp_path, monkeypatch):
     runner.append(tmp_path / "runs.csv", [a_row(7, 2, 1400, digest="")])
     digest = runner.digest("ppo.py")
     assert report.codes() == f"trpo.py 0123456789ab; ppo.py {', '.join(sorted([digest, 'abc']))}."
+    shorter = [a_row(seed, 0, 1, script="a2c", steps="200704") for seed in (1, 2)]
+    runner.append(tmp_path / "runs.csv", shorter)  # not in the matrix
     assert report.probabilities().splitlines()[2:] == ["| trpo.py |  | 50 |", "| ppo.py | 50 |  |"]
     points = [{"seed": "12", "step": step, "return": step / 1000} for step in (150_000, 250_000)]
     runner.append(tmp_path / "curves/ppo__Hopper-v4.csv", points)
