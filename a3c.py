@@ -36,11 +36,11 @@ A2C update averages 32 environments (√32 times less noise), while A3C makes 32
 
 Not in the text [impl]
     [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
-    [impl 2] orthogonal weights; policy's last layer × 0.01, critic's × 0  Andrychowicz 2021, 3.2
+    [impl 2] orthogonal weights; last layer × 0.01, critic's × 0 (ours)    Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
     [impl 5] bootstrap from V(s') at time limits                           Pardo 2018
-    [impl 6] RMSprop with Adam's bias correction                           OpenAI Baselines has none
+    [impl 6] RMSprop with Adam's bias correction   OpenAI Baselines: none, but v starts at 1, not 0
     [impl 7] annealed learning rate, clipped norm of the gradient          OpenAI Baselines, a2c
     [impl 8] a lock around pull and push, so that no update is lost        the paper has none
     [impl 9] one RMSprop for all workers, with shared averages             Mnih 2016, section 4
@@ -344,7 +344,7 @@ def work(rank, args, seed, shared_actor, shared_critic, optimizer, shared_step, 
             shared_critic.obs_norm.update(observations.flatten(0, 1))
             shared_critic.update_return_norm(targets.flatten())
             optimizer.step()  # [AC-07c]
-            # [impl 1] Update the actor's statistics last. Before step 5 it would have changed π_θ'.
+            # [impl 1] Only the shared statistics change. The copy's are part of π_θ', which acted.
             shared_actor.obs_norm.update(observations.flatten(0, 1))
             shared_step += T
             queue.put((int(shared_step), episodes, metrics))
@@ -363,7 +363,7 @@ def train(args: Args) -> Path:
     env.close()
     parameters = [*actor.parameters(), *critic.parameters()]
     # [impl 6] Adam with β₁ = 0 is RMSprop with bias correction. Without the correction, the first
-    # steps would be up to 10 times too large.
+    # steps would be up to 10 times too large, as the mean of squares starts at 0.
     optimizer = torch.optim.Adam(
         parameters, args.learning_rate, betas=(0.0, 0.99), eps=1e-5, fused=True
     )
@@ -489,8 +489,8 @@ class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
     A killed run loses at most `save_every` seconds and the unfinished episode, batch or rollout.
-    After --resume, a2c, a3c, trpo and ppo start new episodes. The other scripts give the numbers of
-    an uninterrupted run, on the CPU, if the environment draws all random numbers from np_random.
+    After --resume, a2c, a3c, trpo and ppo start new episodes. The rest, saved at an episode's end,
+    give an uninterrupted run's numbers, on the CPU, if the environment draws from np_random only.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
@@ -569,8 +569,8 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # new episodes, unless
-            if state:  # its generator can go on where it was
+            env.reset(seed=10**6 * self.args.seed + self.step)  # a new episode and seed
+            if state:  # or the random numbers with which an uninterrupted run goes on
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
             with open(self.folder / table, "a") as file:

@@ -343,7 +343,7 @@ def train(args: Args) -> Path:
         adam.param_groups[0]["lr"] = lr_fraction * args.learning_rate  # [impl 5]
 
         # 4. π_old = π_θ writes B responses.
-        prompts = torch.arange(step, step + args.batch_size) // args.group_size % P
+        prompts = (step // args.group_size + torch.arange(args.batch_size) // args.group_size) % P
         responses = rollout(policy, stages, prompts)
         tokens, scores, old_log_probs, ref_log_probs = responses
         mask = response_mask(tokens)  # (B, T)

@@ -38,7 +38,7 @@ Algorithm [CS-6alg]: that of reinforce.py (γ^t, batch_size), with a baseline, a
 
 Not in the text [impl]
     [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
-    [impl 2] orthogonal weights; policy's last layer × 0.01, critic's × 0  Andrychowicz 2021, 3.2
+    [impl 2] orthogonal weights; last layer × 0.01, critic's × 0 (ours)    Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
     [impl 5] several episodes, batch_size steps or more, before step 7     Duan 2016
@@ -414,8 +414,8 @@ class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
     A killed run loses at most `save_every` seconds and the unfinished episode, batch or rollout.
-    After --resume, a2c, a3c, trpo and ppo start new episodes. The other scripts give the numbers of
-    an uninterrupted run, on the CPU, if the environment draws all random numbers from np_random.
+    After --resume, a2c, a3c, trpo and ppo start new episodes. The rest, saved at an episode's end,
+    give an uninterrupted run's numbers, on the CPU, if the environment draws from np_random only.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
@@ -494,8 +494,8 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # new episodes, unless
-            if state:  # its generator can go on where it was
+            env.reset(seed=10**6 * self.args.seed + self.step)  # a new episode and seed
+            if state:  # or the random numbers with which an uninterrupted run goes on
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
             with open(self.folder / table, "a") as file:

@@ -37,7 +37,7 @@ The text's [AC-12a] has neither the γ^t of [CS-3a] nor parentheses around r + �
 The entropy of a density can be negative, and so is its target H̄.
 
 Not in the text [impl]
-    [impl 1] the first 10,000 actions are uniformly random                 Haarnoja 2018, code
+    [impl 1] the first 10,000 actions are random (code: 1,000 or 10,000)   Haarnoja 2018, code
     [impl 2] 256-256 ReLU units                                            Haarnoja 2018, appendix D
     [impl 3] actions and H̄ in units of half the action range              Haarnoja 2018b
     [impl 4] bootstrap from V(s') at time limits                           Pardo 2018
@@ -225,7 +225,7 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict) -> None:
         """Restores the rows; in a buffer of another size, the newest that fit, the oldest first."""
-        self.next, saved = state["next"], len(state["rows"][0])
+        self.next, saved = state["next"] % self.size, len(state["rows"][0])
         self.filled = min(saved, self.size)
         for array, rows in zip(self.arrays, state["rows"], strict=True):
             if saved != self.size:
@@ -468,8 +468,8 @@ class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
     A killed run loses at most `save_every` seconds and the unfinished episode, batch or rollout.
-    After --resume, a2c, a3c, trpo and ppo start new episodes. The other scripts give the numbers of
-    an uninterrupted run, on the CPU, if the environment draws all random numbers from np_random.
+    After --resume, a2c, a3c, trpo and ppo start new episodes. The rest, saved at an episode's end,
+    give an uninterrupted run's numbers, on the CPU, if the environment draws from np_random only.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
@@ -548,8 +548,8 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # new episodes, unless
-            if state:  # its generator can go on where it was
+            env.reset(seed=10**6 * self.args.seed + self.step)  # a new episode and seed
+            if state:  # or the random numbers with which an uninterrupted run goes on
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
             with open(self.folder / table, "a") as file:

@@ -200,7 +200,7 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict) -> None:
         """Restores the rows; in a buffer of another size, the newest that fit, the oldest first."""
-        self.next, saved = state["next"], len(state["rows"][0])
+        self.next, saved = state["next"] % self.size, len(state["rows"][0])
         self.filled = min(saved, self.size)
         for array, rows in zip(self.arrays, state["rows"], strict=True):
             if saved != self.size:
@@ -433,8 +433,8 @@ class Run:
     """A run's folder: args.json, episodes.csv, updates.csv, checkpoint.pt, summary.json.
 
     A killed run loses at most `save_every` seconds and the unfinished episode, batch or rollout.
-    After --resume, a2c, a3c, trpo and ppo start new episodes. The other scripts give the numbers of
-    an uninterrupted run, on the CPU, if the environment draws all random numbers from np_random.
+    After --resume, a2c, a3c, trpo and ppo start new episodes. The rest, saved at an episode's end,
+    give an uninterrupted run's numbers, on the CPU, if the environment draws from np_random only.
     """
 
     def __init__(self, args: Args, envs: list[gym.Env], **state) -> None:
@@ -513,8 +513,8 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # new episodes, unless
-            if state:  # its generator can go on where it was
+            env.reset(seed=10**6 * self.args.seed + self.step)  # a new episode and seed
+            if state:  # or the random numbers with which an uninterrupted run goes on
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
             with open(self.folder / table, "a") as file:

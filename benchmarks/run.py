@@ -97,8 +97,8 @@ def commit(path: str) -> str:
 
 
 def digest(path: str) -> str:
-    """Names a script's code: its text without the header, in which report.py fills a line."""
-    code = (ROOT / path).read_text().split('"""', 2)[2]
+    """Names a script's code: its text without docstrings and comments."""
+    code = re.sub(r'"""[\s\S]*?"""|\s*# .*', "", (ROOT / path).read_text())
     return hashlib.sha256(code.encode()).hexdigest()[:12]
 
 

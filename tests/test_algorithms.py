@@ -592,10 +592,13 @@ def test_restored_buffer_goes_on(script):
         other.load_state_dict(state)
         other.add(np.array([8, -8]), np.array([0.0]), 8, np.array([8, 8]), False)
         assert set(other.sample(500)[2].tolist()) == expected
-    larger = numbered(script, 9, 0)  # in a larger buffer, no row is lost and no empty slot is drawn
-    larger.load_state_dict(full.state_dict())
-    larger.add(np.array([8, -8]), np.array([0.0]), 8, np.array([8, 8]), False)
-    assert set(larger.sample(500)[2].tolist()) == {3, 4, 5, 6, 7, 8}
+    # In a larger buffer no row is lost and no empty slot is drawn; in one that has just as many
+    # slots as there are rows, the oldest row is overwritten.
+    for buffer, size, expected in (full, 9, {3, 4, 5, 6, 7, 8}), (part, 3, {1, 2, 8}):
+        other = numbered(script, size, 0)
+        other.load_state_dict(buffer.state_dict())
+        other.add(np.array([8, -8]), np.array([0.0]), 8, np.array([8, 8]), False)
+        assert set(other.sample(500)[2].tolist()) == expected
 
 
 # ── What ddpg, td3 and sac play and store ─────────────────────────────────────────────────────────

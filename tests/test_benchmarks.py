@@ -91,7 +91,7 @@ def test_a_failure_stops_no_other_job_and_divergence_is_final(benchmark, capsys)
 
 
 def test_what_is_kept_of_a_run(tmp_path, monkeypatch):
-    """The policy of the lowest seed; a curve of hundredths; a digest of all but the header."""
+    """The policy of the lowest seed; a curve of hundredths; a digest of the code."""
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
     for seed, kept in (8, 8), (9, 8), (7, 7):
         (tmp_path / "args.json").write_text(str(seed))
@@ -105,9 +105,9 @@ def test_what_is_kept_of_a_run(tmp_path, monkeypatch):
     assert [[*point.values()] for point in runner.thinned(rows, 1000)] == [[10, 2, 6], [20, 7, 9]]
     monkeypatch.setattr(runner, "ROOT", tmp_path)
     for name, text in (
-        ("a", '"""1"""\nx = """2"""'),
-        ("b", '"""3"""\nx = """2"""'),
-        ("c", '"""1"""'),
+        ("a", '"""1"""\nx = 2'),
+        ("b", '"""3\n"""\n# why\nx = 2  # a number'),
+        ("c", '"""1"""\nx = 3'),
     ):
         (tmp_path / name).write_text(text)
     assert runner.digest("a") == runner.digest("b") != runner.digest("c")

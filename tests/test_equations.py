@@ -734,12 +734,13 @@ def test_conjugate_gradient():
 
 
 def test_full_step():
-    """[X-STEP] ½ ΔθᵀFΔθ = δ and Δθ ∥ x; an x of 0 gives a step of 0."""
+    """[X-STEP] ½ ΔθᵀFΔθ = δ and Δθ ∥ x, however small x; an x of 0 gives a step of 0."""
     B = torch.randn(5, 5, dtype=torch.float64)
-    F, x = B @ B.T, torch.randn(5, dtype=torch.float64)
-    step = trpo.full_step(x, F @ x, max_kl=0.01)
-    assert (0.5 * step @ F @ step).item() == pytest.approx(0.01)
-    torch.testing.assert_close(step / step.norm(), x / x.norm())
+    for scale in 1, 1e-8:
+        F, x = B @ B.T, scale * torch.randn(5, dtype=torch.float64)
+        step = trpo.full_step(x, F @ x, max_kl=0.01)
+        assert (0.5 * step @ F @ step).item() == pytest.approx(0.01)
+        torch.testing.assert_close(step / step.norm(), x / x.norm())
     assert trpo.full_step(torch.zeros(5), torch.zeros(5), 0.01).tolist() == [0] * 5
 
 

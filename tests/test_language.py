@@ -569,6 +569,23 @@ def test_counts(script, monkeypatch):
     assert abs(scores.mean()) < 5 * error and abs(stages.reward_model.mean) > 6 * error
 
 
+def test_a_group_has_one_prompt(monkeypatch):
+    """[X-GRPO] Also in a resumed run whose groups have another size, of which one begins earlier."""
+    prompts, rollout = [], grpo.rollout
+
+    def spy(policy, stages, asked):
+        if len(asked) == 30:  # not those of the stages and of the evaluation
+            prompts.append(asked.unflatten(0, (-1, 10)))
+        return rollout(policy, stages, asked)
+
+    folder = train("grpo", total_responses=32)
+    monkeypatch.setattr(grpo, "rollout", spy)
+    train("grpo", total_responses=92, batch_size=30, group_size=10, resume=folder)
+    assert len(prompts) == 2
+    for groups in prompts:
+        assert (groups == groups[:, :1]).all() and len(groups[:, 0].unique()) == 3
+
+
 @torch.no_grad()
 def scored(stages, tokens) -> tuple[torch.Tensor, torch.Tensor]:
     return stages.reward_model(tokens), rlhf.token_log_probs(stages.reference, tokens)
