@@ -58,7 +58,7 @@ plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "svg.hash
 def interval(numbers) -> tuple[float, float]:
     """The mean, and half of its 95 % interval."""
     n = len(numbers)
-    return statistics.mean(numbers), STUDENT[min(n, 10) - 2] * statistics.stdev(numbers) / n**0.5
+    return statistics.mean(numbers), STUDENT[min(n, 20) - 2] * statistics.stdev(numbers) / n**0.5
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from run import RESULTS, ROOT, WORK, append, commit, read
+from run import RESULTS, ROOT, WORK, append, commit, digest, read
 from torch.nn import functional as F
 
 sys.path.append(str(ROOT))  # after exercises/, if these are tested
@@ -147,7 +147,7 @@ def run(script: str, reward_model: str, seed: str) -> None:
     todo = [key for key in todo if key not in done]
     if not todo:
         return
-    work = WORK / "language" / "-".join(job.values())
+    work = WORK / "language" / "-".join([*job.values(), digest(f"{script}.py")])
     path = work / f"{script}.py"
     if not (work / "stages.txt").exists():
         shutil.rmtree(work, ignore_errors=True)

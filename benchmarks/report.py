@@ -17,13 +17,13 @@ import ablations
 import language
 import matplotlib.pyplot as plt
 import numpy as np
-from run import MUJOCO, OFF_POLICY, PEERS, RESULTS, ROOT, digest, flags_of, read
+from run import CURVE_POINTS, MUJOCO, OFF_POLICY, PEERS, RESULTS, ROOT, digest, flags_of, read
 
 OURS = ["reinforce", "reinforce_baseline", "a2c", "a3c", "trpo", "ppo", *OFF_POLICY]
 ORDER = [name for script in OURS for name in (script, f"sb3_{script}")]  # each beside its peer
 CLASSIC = ["CartPole-v1", "Acrobot-v1", "Pendulum-v1"]
 GOAL = 5000  # training return on HalfCheetah-v4; who is first there?
-ENOUGH = 5  # seeds; of fewer, the bootstrap's interval is no more than their range
+ENOUGH = 5  # seeds; with fewer the bootstrap's interval is far too narrow
 # (script, environment) → the best published final value that we know of, and its source.
 PUBLISHED = {(row["script"], row["env_id"]): row for row in read(RESULTS / "published.csv")}
 # Earlier code that gives the present numbers to the last digit: what has changed since is how
@@ -181,8 +181,9 @@ def probabilities() -> str:
     for row, script in zip(rows, scripts):
         for other in scripts:
             both = found[script].keys() & found[other].keys()
-            share = statistics.mean(better(found[script][x], found[other][x]) for x in both)
-            row.append("" if script == other else f"{100 * share:.0f}")
+            shares = [better(found[script][x], found[other][x]) for x in both]
+            known = shares and script != other
+            row.append(f"{100 * statistics.mean(shares):.0f}" if known else "")
     return table(["", *(label(script).removesuffix(".py") for script in scripts)], rows)
 
 
@@ -231,6 +232,9 @@ def points(script: str, env_id: str) -> list[np.ndarray]:
             # Older curves have no seconds: all steps of the run then count as equally long.
             seconds = row.get("seconds") or step / float(run["steps"]) * float(run["seconds"])
             found.setdefault(row["seed"], []).append((step, float(seconds), float(row["return"])))
+    assert all(len(rows) <= CURVE_POINTS for rows in found.values()), (
+        f"{script} {env_id}: a curve twice"
+    )
     return [np.array(sorted(rows)) for rows in found.values()]
 
 
@@ -312,7 +316,7 @@ def steps_and_seconds(env_id: str) -> list[tuple[float, float, str]]:
     _, minutes, by_time = min(reached, key=lambda x: x[1])
     figure.suptitle(
         f"To a return of {GOAL:,} on {env_id}, {by_steps} needs the fewest steps\n"
-        f"({steps_label(round(steps, -4))}), {by_time} the least time ({minutes:.1f} minutes)"
+        f"({steps_label(round(steps, -3))}), {by_time} the least time ({minutes:.1f} minutes)"
     )
     axes[0].set(xlabel="environment steps", ylabel="training return")
     axes[0].xaxis.set_major_formatter(steps_label)

@@ -48,8 +48,12 @@ def benchmark(tmp_path, monkeypatch):
     return main
 
 
-def test_an_interrupted_run_resumes_and_is_recorded_once(benchmark, tmp_path):
+def test_an_interrupted_run_resumes_and_is_recorded_once(benchmark, tmp_path, capsys):
     def half(command, more):
+        benchmark.instead = None
+        with pytest.raises(SystemExit):
+            benchmark("--seeds", "7")  # starts no second process in the same folder
+        assert "another process runs it" in capsys.readouterr().out
         done = benchmark.real([*command, "--total-timesteps", "256"], **more)
         done.returncode = -9  # as if it had been killed then
         return done
@@ -58,7 +62,6 @@ def test_an_interrupted_run_resumes_and_is_recorded_once(benchmark, tmp_path):
     with pytest.raises(SystemExit, match="1 of 1 runs failed"):
         benchmark("--seeds", "7", "7")
     assert not runner.read(tmp_path / "runs.csv")
-    benchmark.instead = None
     for _ in range(2):  # what is done is not run again
         benchmark("--seeds", "7")
     assert ["--resume" in command for command in benchmark.commands] == [False, True]
