@@ -328,6 +328,7 @@ ENDS = {  # all that an `if` takes for True or False
     "None": lambda end: end or None,
 }
 SIMPLE = {  # attributes and methods of a class of its own
+    "Endless": {"limit": 10**9},
     "OneStep": {"outcome": lambda env, action: (7.0, True)},
     "Both": {"outcome": lambda env, action: (1.0, env.t == 10), "limit": 10},  # ended and cut
     "Nested": {

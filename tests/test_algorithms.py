@@ -194,7 +194,7 @@ def test_loss_of_a_critic(script, monkeypatch):
 
 
 def test_baseline_is_evaluated_before_it_is_fitted(monkeypatch):
-    """[CS-9a] [CS-9f] the weight is G − V(s), by the critic that the update before has left."""
+    """[CS-9a] [CS-9e] [CS-9f] the weight is G − V(s), by the critic that the update before has left."""
     script, settings = reinforce_baseline, dict(batch_size=1, norm_adv=False, gamma=0.9)
     first = train(script, "CartPole-v1", total_timesteps=1, **settings)  # one episode, one update
     played = record(monkeypatch, script, "play_episode")
@@ -207,6 +207,7 @@ def test_baseline_is_evaluated_before_it_is_fitted(monkeypatch):
     returns = sum(0.9**k * torch.ones(len(rewards)).cumsum(0).flip(0).gt(k) for k in range(500))
     expected = returns - critic(observations).detach()
     torch.testing.assert_close(calls[1][0][1], expected, rtol=1e-3, atol=1e-4)
+    assert critic.net[-1].weight.any() and critic.obs_norm.count == length  # it is fitted, too
 
 
 # ── Updates of the on-policy scripts ──────────────────────────────────────────────────────────────
@@ -231,13 +232,14 @@ def scored(monkeypatch, script, env_id, **settings):
         observations, actions = result[:2] if collect == "play_episode" else result[2:4]
         with torch.no_grad():
             updates.append(actor(observations).log_prob(actions).flatten())
+    assert (getattr(actor, "log_std", torch.zeros(1)) != -0.5).all()  # σ is learned, trap 25
     return updates, [call[0][:-1] for call in calls]
 
 
 @each("reinforce", "reinforce_baseline", "a2c", "trpo")
 def test_what_is_scored_is_what_was_drawn(script, monkeypatch):
-    """Traps 11 and 18: the loss has log π of the sample, not of what the bounds left of it, under
-    the policy, statistics included, that drew it."""
+    """Traps 11 and 18: the loss (in trpo log π_old) has log π of the sample, not of what the bounds
+    left of it, under the policy, statistics included, that drew it."""
     rate = {} if script is trpo else dict(learning_rate=0.01)
     drawn, calls = scored(monkeypatch, script, "envs:Lopsided-v0", **rate)
     found = torch.cat(list(dict.fromkeys(args[-1] for args in calls))).detach()
@@ -285,18 +287,21 @@ def test_every_sample_is_used_in_every_epoch(monkeypatch):
     is shuffled anew, and the rollout is discarded."""
     calls = record(monkeypatch, ppo, "ppo_objective", lambda actor, critic, obs, *_: obs)
     settings = dict(total_timesteps=128, num_minibatches=7, update_epochs=3)
-    train(ppo, "envs:Counter-v0", **settings)
+    folder = train(ppo, "envs:Counter-v0", **settings)
     epochs = [torch.cat([x for x, _ in calls[i : i + 7]]).flatten() for i in range(0, 42, 7)]
     for epoch in epochs:
         assert len(epoch) == 64 and len(epoch.unique()) == 64
     first, again, _, other = (epochs[i] for i in (0, 1, 2, 3))
     assert not torch.equal(first, again) and torch.equal(first.sort()[0], again.sort()[0])
     assert not set(first.tolist()) & set(other.tolist())
+    for i, row in enumerate(table(folder / "updates.csv")):  # trap 16: means over all minibatches
+        losses = [metrics["value_loss"].item() for _, (_, metrics) in calls[21 * i : 21 * i + 21]]
+        assert row["value_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
 def test_advantages_of_each_epoch(monkeypatch):
     """[AC-09d] Parity pays k mod 2 where it observes k. With λ = 0, Â = r + γ V(k + 1) − V(k)
-    by the critic at the epoch's start; in all epochs the target is r + γ V_old(k + 1)."""
+    by the critic at the epoch's start; the targets are the same in all epochs."""
 
     def look(actor, critic, obs, actions, old_log_probs, advantages, targets, args):
         return copy.deepcopy(critic), obs[:, 0], advantages, targets
@@ -318,6 +323,26 @@ def test_advantages_of_each_epoch(monkeypatch):
     assert targets[0] == targets[1] == targets[2]
     first, last = (epoch[0][0](k[:, None]) for epoch in (epochs[0], epochs[2]))
     assert (first - last).abs().max() > 0.01  # the critic does move in between
+
+
+@each("a2c", "trpo", "ppo")
+def test_bootstraps_of_a_run(script, monkeypatch):
+    """Traps 1 and 2 in `train`: what the advantages are made of, and the targets Â + V(s), in the
+    second rollout, as V is 0 in the first."""
+    rolled = record(monkeypatch, script, "rollout")
+    given = record(monkeypatch, script, "n_step_advantages" if script is a2c else "gae")
+    normed = record(monkeypatch, script.Critic, "update_return_norm")
+    rates = dict(gamma=0.9) if script is a2c else dict(gamma=0.9, gae_lambda=0.8)
+    train(script, "envs:Reach-v0", total_timesteps=128, **rates)
+    samples, advantages = given[3 if script is ppo else 1]  # ppo has three calls a rollout
+    _, _, obs, _, rewards, next_obs, terminations, truncations = rolled[1][1]
+    r, V, next_V, *ends = samples[:5]
+    assert samples[5:] == (*rates.values(),)
+    assert all(map(torch.equal, (r, *ends), (rewards, terminations, truncations)))
+    inside = (obs[1:] == next_obs[:-1]).all(-1)
+    assert terminations.any() and V.std() > 0.001
+    torch.testing.assert_close(next_V[:-1][inside], V[1:][inside])
+    torch.testing.assert_close(normed[1][0][1], (advantages + V).flatten())
 
 
 def test_target_kl_prevents_the_next_epoch():
@@ -384,7 +409,8 @@ def test_environments_have_their_own_seeds(script, monkeypatch):
 
 def test_trust_region_of_a_real_run(monkeypatch):
     """[AC-08a] after each update KL ≤ δ, and the surrogate is higher than at θ_old, where it is the
-    mean of the standardised advantages, 0; both computed anew from the actors before and after."""
+    mean of the standardised advantages, 0; both computed anew from the actors before and after.
+    The step is along the natural gradient: (F + 0.1) Δθ is along the surrogate's gradient g."""
     rollouts = record(
         monkeypatch, trpo, "rollout", lambda envs, obs, actor, T: copy.deepcopy(actor)
     )
@@ -404,6 +430,15 @@ def test_trust_region_of_a_real_run(monkeypatch):
                 kl = torch.distributions.kl_divergence(p, q).mean().item()
                 log_ratio = q.log_prob(actions.flatten(0, 1)) - p.log_prob(actions.flatten(0, 1))
                 gain = (log_ratio.exp() * advantages[i]).mean().item()
+            dist, theta = old(obs.flatten(0, 1)), [*old.parameters()]
+            log_probs = dist.log_prob(actions.flatten(0, 1))
+            surrogate = (log_probs - log_probs.detach()).exp() @ advantages[i] / len(log_probs)
+            g = torch.autograd.grad(surrogate, theta, retain_graph=True)
+            kl_gradient = torch.autograd.grad(trpo.mean_kl(p, dist), theta, create_graph=True)
+            kl_gradient = parameters_to_vector(kl_gradient)
+            step = parameters_to_vector(new.parameters()) - parameters_to_vector(theta)
+            found = trpo.fisher_vector_product(kl_gradient, theta, step.detach(), 0.1)
+            assert torch.cosine_similarity(found, parameters_to_vector(g), 0) > 0.99
             assert -1e-6 < kl <= 0.01 * (1 + 1e-3)
             assert rows[i]["kl"] == pytest.approx(kl, abs=1e-5)
             assert rows[i]["surrogate"] == pytest.approx(gain, abs=1e-4)
@@ -439,10 +474,10 @@ def one_worker(args):
     parameters = [*actor.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(parameters, args.learning_rate, betas=(0.0, 0.99), eps=1e-5)
 
-    def work():
+    def work(rank=0):
         reports = queue.SimpleQueue()
         shared = actor, critic, optimizer, torch.tensor(0), threading.Lock(), reports
-        a3c.work(0, args, 10**6, *shared)
+        a3c.work(rank, args, 10**6, *shared)
         return [reports.get() for _ in range(reports.qsize())]
 
     return actor, critic, optimizer, work
@@ -478,6 +513,15 @@ def test_one_worker_is_a2c_with_one_environment(monkeypatch):
     for row, (_, _, metrics) in zip(table(folder / "updates.csv"), reports, strict=True):
         assert metrics == pytest.approx({name: row[name] for name in metrics}, rel=1e-2, abs=1e-3)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
+
+
+def test_workers_have_their_own_seeds(monkeypatch):
+    """Trap 7: neither the first observations nor the noise of the actions are the same."""
+    *_, work = one_worker(a3c.Args(env_id="Pendulum-v1", total_timesteps=16, num_steps=16))
+    calls = record(monkeypatch, a3c, "rollout", lambda envs, obs, *_: obs.copy())
+    work(0), work(1)
+    (first, one), (second, other) = calls
+    assert (first != second).all() and (one[3] - other[3]).abs().max() > 0.5
 
 
 def test_push_moves_what_others_have_moved(monkeypatch):
@@ -520,6 +564,8 @@ def test_workers_share_everything():
     assert steps == list(range(32, int(total) + 1, 32)) and 500 <= total < 500 + 2 * 32
     assert state["critic"]["obs_norm.count"] == state["actor"]["obs_norm.count"] == total
     assert {float(x["step"]) for x in state["optimizer"]["state"].values()} == {total / 32}
+    group = state["optimizer"]["param_groups"][0]
+    assert (group["betas"], group["eps"]) == ((0.0, 0.99), 1e-5)
     assert all(x["exp_avg_sq"].any() for x in state["optimizer"]["state"].values())
     rows = table(folder / "episodes.csv")
     assert {(row["length"], row["episode_return"]) for row in rows} == {(10, 10)}
@@ -707,8 +753,11 @@ def started(script, monkeypatch, updates=1, **settings):
 
 @each(*OFF_POLICY)
 def test_targets_start_as_copies(script, monkeypatch):
-    """Trap 35."""
-    ((networks, _),) = started(script, monkeypatch)
+    """Trap 35; and trap 30: each Adam has the learning rate of its own network."""
+    ((networks, _),) = started(script, monkeypatch, q_lr=0.03, policy_lr=0.02)
+    rates = {name: x.learning_rate.item() for name, x in networks.items() if name.endswith("_adam")}
+    expected = {name: 0.02 if name == "actor_adam" else 0.03 for name in rates}
+    assert rates == pytest.approx(expected) and len(rates) == (3 if script is sac else 2)
     targets = [name for name in networks if name.startswith("target_")]
     assert len(targets) == (1 if script is sac else 2)
     for name in targets:
@@ -819,8 +868,10 @@ def sac_sample(actor, obs):
 
 
 def test_one_update_of_sac():
-    """[X-SOFTQ], [CS-10d], [X-JPI], [X-ALPHA], [AC-12a], [AC-12b], [X-POLYAK], alike; α = 0.2."""
-    before, after, (obs, actions, rewards, next_obs, ends), metrics = first_update(sac)
+    """[X-SOFTQ], [CS-10d], [X-JPI], [X-ALPHA], [AC-12a], [AC-12b], [X-POLYAK], alike; α = 0.2,
+    which is learned: not the α of the arguments."""
+    before, after, batch, metrics = first_update(sac, alpha=9.0)
+    obs, actions, rewards, next_obs, ends = batch
     # 5. Critics: the next action by the policy, which has no target network.
     next_actions, log_probs = sac_sample(before["actor"], next_obs)
     next_v = smaller_q(before["target_critics"], next_obs, next_actions) - 0.2 * log_probs
@@ -872,6 +923,14 @@ def test_logged_values_are_means(script, monkeypatch):
             assert row[name] == pytest.approx(np.mean(values), rel=1e-4)
         start = int(row["step"])
     assert start == 60 + 42
+
+
+@each(*OFF_POLICY)
+def test_an_episode_without_end_has_rows(script):
+    """One every 10,000 steps, and one at the end."""
+    settings = dict(total_timesteps=10_020, learning_starts=9_990, buffer_size=20_000)
+    rows = table(train(script, "envs:BoxEndless-v0", **settings) / "updates.csv")
+    assert [row["step"] for row in rows] == [10_000, 10_020]
 
 
 def test_fixed_temperature():

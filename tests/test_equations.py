@@ -8,7 +8,6 @@ import itertools
 import math
 from decimal import Decimal, getcontext
 
-import envs
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -421,40 +420,6 @@ def test_exact_gradient_of_a_whole_update(script, monkeypatch):
 # ── The baseline and the critic ───────────────────────────────────────────────────────────────────
 
 
-def share_of_the_gradient(T, E, reward):
-    """E[Σ ∇log π (G − b)] / E[Σ ∇log π G] for the mean b of all G of the batch, over all batches of
-    E episodes of T actions, 0 or 1, with θ = 0.3 the logit of 1. By the action's time t."""
-    p1 = 1 / (1 + math.exp(-0.3))
-    plain, centred = np.zeros(T), np.zeros(T)
-    for batch in itertools.product(itertools.product((0, 1), repeat=T), repeat=E):
-        actions = np.array(batch)
-        p = np.where(actions, p1, 1 - p1).prod()
-        rewards = [tensor([float(reward(episode, t)) for t in range(T)]) for episode in batch]
-        returns = np.stack([reinforce.discounted_returns(x, 1.0) for x in rewards])
-        plain += p * ((actions - p1) * returns).sum(0)
-        centred += p * ((actions - p1) * (returns - returns.mean())).sum(0)
-    return centred.sum() / plain.sum(), centred / plain
-
-
-@pytest.mark.parametrize("T, E", [(1, 2), (3, 1), (3, 2), (2, 4), (4, 2)])
-def test_cost_of_the_batch_mean(T, E):
-    """The mean of reinforce.py's batch contains each action's own return. Of the gradient,
-    (T + 1) / (2 T · episodes) is lost where a reward pays its own action, 1 / episodes where it
-    comes at the end. Where a first action costs 1 at once and brings 1.5 at the end, two episodes
-    turn the sign of its gradient."""
-    share, _ = share_of_the_gradient(T, E, lambda actions, t: actions[t])
-    assert 1 - share == pytest.approx((T + 1) / (2 * T * E))
-    share, _ = share_of_the_gradient(T, E, lambda actions, t: sum(actions) * (t == T - 1))
-    assert 1 - share == pytest.approx(1 / E)
-    if (T, E) == (4, 2):
-
-        def cost_first(actions, t):
-            return actions[0] * (1.5 * (t == T - 1) - (t == 0))
-
-        _, shares = share_of_the_gradient(T, E, cost_first)
-        assert shares[0] < 0
-
-
 def test_baseline_adds_no_bias():
     """[CS-9b] Σ_a π(a|s) b ∇log π(a|s) = 0 in every parameter, for any b."""
     actor, obs = softmax_actor(reinforce_baseline).double(), torch.randn(1, 3, dtype=torch.float64)
@@ -485,14 +450,6 @@ def test_baseline_of_five_arms():
         variances.append(gradients.var(0, correction=0).sum().item())
     torch.testing.assert_close(*means)
     assert variances == pytest.approx([0.329376, 0.011856], abs=5e-7)
-
-
-def test_critic_learns_a_constant():
-    """[CS-9e] every episode pays 7 and ends: V becomes 7."""
-    folder = train(reinforce_baseline, "envs:OneStep-v0", batch_size=20, critic_epochs=5)
-    critic = reinforce_baseline.Critic(envs.Env.observation_space)
-    critic.load_state_dict(state_of(folder)["critic"])
-    assert critic(torch.ones(1, 1)).item() == pytest.approx(7, abs=0.01)
 
 
 def test_wrong_shapes_are_refused():
@@ -558,21 +515,6 @@ def test_objective(script, norm_adv):
     assert [x.item() for x in found] == pytest.approx(expected, rel=1e-4)
     one = objective_terms(script, actor, critic, [x[:1] for x in batch], script.Args(**args))
     assert torch.stack(one).isfinite().all()  # trap 13: the std of one number is not a number
-
-
-def test_averaged_update():
-    """[AC-07b] the gradient over N environments is the mean of the N environments' gradients."""
-    actor, critic = box_actor(a2c), a2c.Critic(OBS)
-    samples = torch.randn(5, 3, 3), torch.randn(5, 3, 2), *torch.randn(2, 5, 3)  # T = 5, N = 3
-    parameters, args = [*actor.parameters(), *critic.parameters()], a2c.Args(ent_coef=0.1)
-
-    def gradient(*samples):
-        samples = (x.flatten(0, 1) for x in samples)
-        loss = a2c.actor_critic_objective(actor, critic, *samples, args)[0]
-        return parameters_to_vector(torch.autograd.grad(loss, parameters))
-
-    parts = [gradient(*(x[:, n : n + 1] for x in samples)) for n in range(3)]
-    torch.testing.assert_close(gradient(*samples), sum(parts) / 3, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -186,12 +186,18 @@ def test_people_prefer_as_the_judge_does(script, monkeypatch):
     module = MODULES[script]
     data = {}
 
-    def train_supervised(model, loss, samples, *args):
-        data[loss.__name__] = samples
+    def train_supervised(model, loss, samples, epochs, decay, args):
+        with torch.no_grad():
+            [x.add_(1) for x in model.parameters()]
+        data[loss.__name__] = model, decay, samples
 
     monkeypatch.setattr(module, "train_supervised", train_supervised)
-    module.train(module.Args(**TINY[script] | dict(total_responses=0, pairs=3_000)))
-    chosen, rejected = data["bradley_terry_loss"]
+    settings = dict(total_responses=0, pairs=3_000, rm_weight_decay=0.3)
+    module.train(module.Args(**TINY[script] | settings))
+    reference, no_decay, _ = data["sft_loss"]
+    reward_model, decay, (chosen, rejected) = data["bradley_terry_loss"]
+    assert (no_decay, decay) == (0.0, 0.3)  # [impl 4]; it starts as the reference model [impl 1]
+    assert torch.equal(reward_model.net.words.weight, reference.words.weight + 1)
     assert len(chosen) == 3_000 and (chosen[:, 0] == rejected[:, 0]).all()
     better, worse = module.judge_scores(chosen), module.judge_scores(rejected)
     # Given the two scores, the better one comes first with probability σ(|Δ|).
@@ -298,14 +304,19 @@ def test_exact_gradient_of_ppo(two_words):
 
 
 def test_value_loss_by_hand(two_words):
-    """[X-VF] [AC-09c] A critic of 0 everywhere; a target after the full stop has no weight."""
-    tokens, _, policy, old, _ = two_words
-    targets = torch.where(rlhf.response_mask(tokens), 3.0, 100.0).double()
-    zero = torch.zeros_like(old)
-    arguments = policy, zero_critic, tokens, old, zero, targets, rlhf.Args(vf_coef=0.5)
-    objective, metrics = rlhf.ppo_objective(*arguments)
+    """[X-VF] [AC-09c] A critic of 0 everywhere; a target after the full stop has no weight. Every
+    ratio is e, and clipped to 1 + ε in the surrogate of advantages of 1."""
+    tokens, _, policy, old, ref = two_words
+    mask = rlhf.response_mask(tokens)
+    targets, ones = torch.where(mask, 3.0, 100.0).double(), mask.double()
+    args = rlhf.Args(vf_coef=0.5, clip_coef=0.3)
+    objective, metrics = rlhf.ppo_objective(
+        policy, zero_critic, tokens, old - 1, ones, targets, args
+    )
     assert math.isclose(metrics["value_loss"].item(), 9 * 12 / 16)  # 12 words at 16 places
-    assert math.isclose(objective.item(), -0.5 * 9 * 12 / 16)
+    assert math.isclose(objective.item(), 1.3 * 12 / 16 - 0.5 * 9 * 12 / 16)
+    _, metrics = grpo.grpo_objective(policy, tokens, old - 1, ref, ones, grpo.Args(clip_coef=0.3))
+    assert math.isclose(metrics["clipped_surrogate"].item(), 1.3 * 12 / 16)
 
 
 @pytest.mark.parametrize("kl_in_loss", [True, False])
@@ -520,8 +531,9 @@ def test_share_for_every_penalty(script, capsys):
 
 
 def record(script: str, monkeypatch, **settings) -> tuple[dict, list[tuple], list[float]]:
-    """A run: the parts of its state; of each minibatch what its objective was given, and the rate."""
-    module, state, given, rates = MODULES[script], {}, [], []
+    """A run: the parts of its state; of each minibatch what its objective was given, and the rate.
+    Trap 16: a row has the means over all minibatches."""
+    module, state, given, rates, metrics = MODULES[script], {}, [], [], []
     name = "ppo_objective" if script == "rlhf" else "grpo_objective"
     objective, init = getattr(module, name), module.Run.__init__
 
@@ -532,11 +544,19 @@ def record(script: str, monkeypatch, **settings) -> tuple[dict, list[tuple], lis
     def spy(*parts):
         given.append(copy.deepcopy(parts))  # before Adam's step
         rates.append(state["adam"].param_groups[0]["lr"])
-        return objective(*parts)
+        found = objective(*parts)
+        metrics.append({name: x.item() for name, x in found[1].items()})
+        return found
 
     monkeypatch.setattr(module.Run, "__init__", keep)
     monkeypatch.setattr(module, name, spy)
     state["folder"] = train(script, **settings)
+    rows = rows_of(state["folder"])
+    for i, row in enumerate(rows):
+        own = metrics[i * len(metrics) // len(rows) : (i + 1) * len(metrics) // len(rows)]
+        for name in own[0].keys() & row.keys():
+            mean = sum(x[name] for x in own) / len(own)
+            assert math.isclose(row[name], mean, rel_tol=1e-3, abs_tol=1e-6)
     return state, given, rates
 
 
@@ -559,6 +579,9 @@ def test_counts(script, monkeypatch):
         assert epochs[0] != epochs[1]  # shuffled
         prompts = sorted(row[0] for row in epochs[0])
         assert prompts == sorted([*range(8)] * 4)  # each topic as often as the others
+    if script == "rlhf":
+        first, last = given[0][1].state_dict(), given[-1][1].state_dict()
+        assert not any(torch.equal(first[name], last[name]) for name in first)  # the critic learns
     assert abs(rows[0]["kl"]) < 1e-5 and {"judge", "win_rate", "score", "length"} <= rows[0].keys()
     stages = state["stages"]
     assert stages.scores.shape == (8, 20) and abs(stages.scores.mean()) < 1e-3

@@ -43,6 +43,9 @@ from conftest import (
     train,
     without_clock,
 )
+from torch import distributed
+
+import ppo
 
 BOTH = each("ppo", "sac")
 WITHOUT_A3C = each(*[name for name in SCRIPTS if name != "a3c"])  # its workers race
@@ -244,17 +247,25 @@ def test_half_and_half_is_the_whole(script):
     assert first == second
 
 
-@each("a2c", "trpo", "ppo")
-def test_resume_with_several_environments(script):
-    """The rows go on where they ended, and the episodes are new ones."""
+@each("a2c", "a3c", "trpo", "ppo")
+def test_resume_with_several_environments(script, monkeypatch):
+    """The rows go on where they ended, and the episodes start elsewhere."""
+    starts, rollout = [], script.rollout
+
+    def spy(envs, obs, *more):
+        starts.append(obs.copy())
+        return rollout(envs, obs, *more)
+
+    monkeypatch.setattr(script, "rollout", spy)
     folder = train(script)
-    before = without_clock(folder)
+    before, first = without_clock(folder), starts[:1]
+    starts.clear()
     train(script, total_timesteps=1_024, resume=folder)
     for name, rows in without_clock(folder).items():
         assert rows[: len(before[name])] == before[name] and len(rows) > len(before[name])
         assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
-    returns = [row["episode_return"] for row in table(folder / "episodes.csv")]
-    assert len(set(returns)) == len(returns)
+    if first:  # a3c.py's workers are other processes
+        assert (starts[0] != first[0]).all()
     assert checkpoint_of(folder)["step"] >= 1_024
 
 
@@ -343,7 +354,7 @@ def test_flags_given_with_resume_win(script):
     after = json.loads((folder / "args.json").read_text())["args"]
     assert after == before | {"total_timesteps": 600, "eval_episodes": 3}
     assert summary_of(folder)["step"] >= 600
-    assert len(summary_of(folder)["evaluation_returns"]) == 3
+    assert len(set(summary_of(folder)["evaluation_returns"])) == 3  # other episodes, not one thrice
 
 
 def test_alpha_given_with_resume_wins():
@@ -570,6 +581,17 @@ def test_two_processes(tmp_path):
     done = torchrun("--resume", str(folder), **settings | {"total_timesteps": 768})
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in table(folder / "updates.csv")] == list(range(128, 896, 128))
+
+
+def test_other_ranks_act_with_the_policy_of_rank_0(monkeypatch):
+    env = ppo.make_env("CartPole-v1")
+    mine, theirs = (ppo.Actor(env.observation_space, env.action_space) for _ in range(2))
+    monkeypatch.setattr(ppo, "from_rank_0", lambda state: theirs.state_dict())
+    answers = dict(is_initialized=True, get_world_size=2, get_rank=1, gather_object=None)
+    for name, answer in answers.items():
+        monkeypatch.setattr(distributed, name, lambda *_, answer=answer: answer)
+    ppo.rollout_of_all([env], env.reset(seed=1)[0][None], mine, 4)
+    assert_same_state(mine.state_dict(), theirs.state_dict())
 
 
 def test_an_error_in_one_process_ends_both(tmp_path):
