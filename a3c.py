@@ -40,7 +40,7 @@ Not in the text [impl]
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
     [impl 5] bootstrap from V(s') at time limits                           Pardo 2018
-    [impl 6] RMSprop with Adam's bias correction   OpenAI Baselines: none, but v starts at 1, not 0
+    [impl 6] RMSprop with Adam's bias correction     OpenAI Baselines: none; mean square starts at 1
     [impl 7] annealed learning rate, clipped norm of the gradient          OpenAI Baselines, a2c
     [impl 8] a lock around pull and push, so that no update is lost        the paper has none
     [impl 9] one RMSprop for all workers, with shared averages             Mnih 2016, section 4
@@ -363,7 +363,7 @@ def train(args: Args) -> Path:
     env.close()
     parameters = [*actor.parameters(), *critic.parameters()]
     # [impl 6] Adam with β₁ = 0 is RMSprop with bias correction. Without the correction, the first
-    # steps would be up to 10 times too large, as the mean of squares starts at 0.
+    # steps would be up to 10 times too large, as the mean square starts at 0.
     optimizer = torch.optim.Adam(
         parameters, args.learning_rate, betas=(0.0, 0.99), eps=1e-5, fused=True
     )
@@ -569,8 +569,8 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # a new episode and seed
-            if state:  # or the random numbers with which an uninterrupted run goes on
+            env.reset(seed=10**6 * self.args.seed + self.step)  # a new episode, new random numbers
+            if state:  # here instead those that an uninterrupted run would draw
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
             with open(self.folder / table, "a") as file:

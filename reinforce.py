@@ -436,8 +436,8 @@ class Run:
         self.step, self.start = checkpoint["step"], time.time() - checkpoint["seconds"]
         self.returns.extend(checkpoint["returns"])
         for env, state in zip(self.envs, json.loads(checkpoint["env_random"])):
-            env.reset(seed=10**6 * self.args.seed + self.step)  # a new episode and seed
-            if state:  # or the random numbers with which an uninterrupted run goes on
+            env.reset(seed=10**6 * self.args.seed + self.step)  # a new episode, new random numbers
+            if state:  # here instead those that an uninterrupted run would draw
                 env.unwrapped.np_random.bit_generator.state = state
         for table in ("episodes.csv", "updates.csv") if not self.only_evaluates else ():
             with open(self.folder / table, "a") as file:

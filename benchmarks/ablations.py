@@ -95,7 +95,8 @@ def patched(variant: str, text: str) -> str:
 
 def run(variant: str, seed: str, compile: bool) -> None:
     """One run, in a folder of its own; adds its row."""
-    text, revision = patched(variant, (ROOT / "ppo.py").read_text()), commit("ppo.py")
+    text = patched(variant, (ROOT / "ppo.py").read_text())
+    revision = commit("ppo.py")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "ppo.py").write_text(text)
         command = [sys.executable, "-W", "ignore", "ppo.py", "--env-id", ENV_ID, "--seed", seed]

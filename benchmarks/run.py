@@ -183,8 +183,9 @@ def run(job: dict, options: argparse.Namespace) -> dict:
     checkpoints = sorted(folder.glob("runs/*/checkpoint.pt"))
     resume = ["--resume", str(checkpoints[-1].parent)] if checkpoints else []
     command = [sys.executable, "-W", "ignore", str(ROOT / words[0]), *words[1:], *resume]
-    pipes = dict(capture_output=True, text=True, pass_fds=[lock.fileno()])
-    done = subprocess.run(command, cwd=folder, **pipes)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, pass_fds=[lock.fileno()]
+    )
     if done.returncode:
         if "FloatingPointError" in done.stderr:
             diverged.write_text(done.stderr)

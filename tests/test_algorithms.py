@@ -519,7 +519,8 @@ def test_workers_have_their_own_seeds(monkeypatch):
     """Trap 7: neither the first observations nor the noise of the actions are the same."""
     *_, work = one_worker(a3c.Args(env_id="Pendulum-v1", total_timesteps=16, num_steps=16))
     calls = record(monkeypatch, a3c, "rollout", lambda envs, obs, *_: obs.copy())
-    work(0), work(1)
+    work(0)
+    work(1)
     (first, one), (second, other) = calls
     assert (first != second).all() and (one[3] - other[3]).abs().max() > 0.5
 

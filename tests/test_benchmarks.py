@@ -175,7 +175,10 @@ def test_tables_by_hand(tmp_path, monkeypatch):
     assert report.codes() == f"trpo.py 0123456789ab; ppo.py {', '.join(sorted([digest, 'abc']))}."
     shorter = [a_row(seed, 0, 1, script="a2c", steps="200704") for seed in (1, 2)]
     runner.append(tmp_path / "runs.csv", shorter)  # not in the matrix
-    assert report.probabilities().splitlines()[2:] == ["| trpo.py |  | 50 |", "| ppo.py | 50 |  |"]
+    elsewhere = [a_row(seed, 0, 1, script="a3c", env_id="Walker2d-v4") for seed in (1, 2)]
+    runner.append(tmp_path / "runs.csv", elsewhere)  # no environment that the others have
+    matrix = ["| a3c.py |  |  |  |", "| trpo.py |  |  | 50 |", "| ppo.py |  | 50 |  |"]
+    assert report.probabilities().splitlines()[2:] == matrix
     points = [{"seed": "12", "step": step, "return": step / 1000} for step in (150_000, 250_000)]
     runner.append(tmp_path / "curves/ppo__Hopper-v4.csv", points)
     assert report.points("ppo", "Hopper-v4")[0][0, 1] == pytest.approx(150_000 / 1001472 * 500)

@@ -188,7 +188,8 @@ def test_people_prefer_as_the_judge_does(script, monkeypatch):
 
     def train_supervised(model, loss, samples, epochs, decay, args):
         with torch.no_grad():
-            [x.add_(1) for x in model.parameters()]
+            for x in model.parameters():
+                x += 1
         data[loss.__name__] = model, decay, samples
 
     monkeypatch.setattr(module, "train_supervised", train_supervised)
@@ -593,7 +594,7 @@ def test_counts(script, monkeypatch):
 
 
 def test_a_group_has_one_prompt(monkeypatch):
-    """[X-GRPO] Also in a resumed run whose groups have another size, of which one begins earlier."""
+    """[X-GRPO] The same for all of its responses, also after a resume with another group size."""
     prompts, rollout = [], grpo.rollout
 
     def spy(policy, stages, asked):
