@@ -1,7 +1,7 @@
 """Advantage Actor-Critic (A2C), the synchronous form of A3C; Mnih et al. 2016.
 
 Changed from reinforce_baseline.py: n_step_advantages replaces G − b, so that the critic bootstraps
-where the rollout ends; N environments; one optimizer for θ and w.
+where the rollout ends; N environments; one optimizer, RMSprop, for θ and w; an entropy bonus.
 
 Idea
     A critic V_w learns what to expect from a state. The actor π_θ makes an action more probable if
@@ -32,17 +32,17 @@ Algorithm [AC-07b]
     5. discard the rollout and go to 2
 A3C's workers update shared parameters whenever they are ready, with gradients that may be out of
 date. A2C waits for all N environments, and takes one step along the mean gradient. The text shares
-a backbone between actor and critic; here they are two networks, and only the norm of their joint
-gradient is clipped.
+a backbone between actor and critic; here two networks share only the clipped norm of their joint
+gradient.
 
 Not in the text [impl]
     [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; last layer × 0.01, critic's × 0 (ours)    Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
-    [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
+    [impl 4] running statistics standardise values; Â, L_VF in their unit   PopArt, van Hasselt 2016
     [impl 5] bootstrap from V(s') at time limits                           Pardo 2018
     [impl 6] first episodes cut short; else all environments end theirs together
-    [impl 7] RMSprop with Adam's bias correction     OpenAI Baselines: none; mean square starts at 1
+    [impl 7] RMSprop with Adam's bias correction (none in OpenAI Baselines, where v starts at 1)
     [impl 8] annealed learning rate, clipped norm of the gradient          OpenAI Baselines, a2c
 
 Run: python a2c.py --env-id HalfCheetah-v4
@@ -86,7 +86,7 @@ class Args:
     vf_coef: float = 0.5  # c₁, weight of the value loss, which has no factor ½ here [AC-09c]
     max_grad_norm: float = 0.1  # clip the norm of the joint gradient of θ and w to this
     # Run
-    cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
+    cuda: bool = False  # use the GPU; it pays only if updates take most of the time
     num_threads: int = 1  # PyTorch's CPU threads
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
@@ -247,7 +247,7 @@ def n_step_advantages(rewards, values, next_values, terminations, truncations, g
     td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # faster in NumPy
     advantages, advantage = np.empty_like(td_errors), 0.0
     for t in reversed(range(len(td_errors))):
-        advantages[t] = advantage = td_errors[t] + traces[t] * advantage  # [AC-07a]
+        advantages[t] = advantage = td_errors[t] + traces[t] * advantage  # [AC-07a] [CS-9f]
     return torch.as_tensor(advantages, device=rewards.device)
 
 
@@ -255,7 +255,7 @@ def actor_critic_objective(actor, critic, observations, actions, advantages, tar
     """L = L_PG − c₁ L_critic + β H  [AC-09c]; all (B, ...) → the scalar L, and its terms."""
     dist = actor(observations)
     # [impl 4] In units of the targets' std, so that c₁ does not depend on the scale of the rewards.
-    weights = advantages / critic.return_norm.std  # A = Q − V [CS-9f]
+    weights = advantages / critic.return_norm.std
     policy_loss = policy_gradient_loss(dist.log_prob(actions), weights)  # [CS-10a] [CS-9g]
     value_errors = (critic(observations) - targets) / critic.return_norm.std
     value_loss = (value_errors**2).mean()  # [CS-10d] [X-VF]
@@ -349,8 +349,8 @@ def train(args: Args) -> Path:
         grad_norm = nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
         optimizer.step()
 
-        # 5. Discard the rollout. [impl 1] Update the actor's statistics only now. Before step 4 it
-        # would have changed π_θ.
+        # 5. Discard the rollout. [impl 1] Update the actor's statistics only now; before step 4
+        # that would change π_θ.
         actor.obs_norm.update(observations.flatten(0, 1))
         for episode in episodes:
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])

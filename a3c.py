@@ -31,16 +31,16 @@ Algorithm [AC-07c]
     4. advantages Â by V_w', with n up to the end of the rollout or the episode (the text fixes n)
     5. the gradient of the objective L at θ', w'
     6. push: one step of the shared optimizer from θ, w along this gradient
-The gradient of step 5 belongs to θ', not to the θ that it moves. It is also noisier than A2C's: one
-A2C update averages 32 environments (√32 times less noise), while A3C makes 32 updates instead.
+The gradient of step 5 belongs to θ', not to the θ that it moves. It is noisier, too: one A2C update
+averages 32 environments (√32 times less noise), where A3C makes 32 updates.
 
 Not in the text [impl]
     [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; last layer × 0.01, critic's × 0 (ours)    Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
-    [impl 4] values standardised by running statistics, L_VF in their unit  PopArt, van Hasselt 2016
+    [impl 4] running statistics standardise values; Â, L_VF in their unit   PopArt, van Hasselt 2016
     [impl 5] bootstrap from V(s') at time limits                           Pardo 2018
-    [impl 6] RMSprop with Adam's bias correction     OpenAI Baselines: none; mean square starts at 1
+    [impl 6] RMSprop with Adam's bias correction (none in OpenAI Baselines, where v starts at 1)
     [impl 7] annealed learning rate, clipped norm of the gradient          OpenAI Baselines, a2c
     [impl 8] a lock around pull and push, so that no update is lost        the paper has none
     [impl 9] one RMSprop for all workers, with shared averages             Mnih 2016, section 4
@@ -246,7 +246,7 @@ def n_step_advantages(rewards, values, next_values, terminations, truncations, g
     td_errors, traces = td_errors.numpy(force=True), traces.numpy(force=True)  # faster in NumPy
     advantages, advantage = np.empty_like(td_errors), 0.0
     for t in reversed(range(len(td_errors))):
-        advantages[t] = advantage = td_errors[t] + traces[t] * advantage  # [AC-07a]
+        advantages[t] = advantage = td_errors[t] + traces[t] * advantage  # [AC-07a] [CS-9f]
     return torch.as_tensor(advantages, device=rewards.device)
 
 
@@ -254,7 +254,7 @@ def actor_critic_objective(actor, critic, observations, actions, advantages, tar
     """L = L_PG − c₁ L_critic + β H  [AC-09c]; all (B, ...) → the scalar L, and its terms."""
     dist = actor(observations)
     # [impl 4] In units of the targets' std, so that c₁ does not depend on the scale of the rewards.
-    weights = advantages / critic.return_norm.std  # A = Q − V [CS-9f]
+    weights = advantages / critic.return_norm.std
     policy_loss = policy_gradient_loss(dist.log_prob(actions), weights)  # [CS-10a] [CS-9g]
     value_errors = (critic(observations) - targets) / critic.return_norm.std
     value_loss = (value_errors**2).mean()  # [CS-10d] [X-VF]
@@ -301,7 +301,7 @@ def work(rank, args, seed, shared_actor, shared_critic, optimizer, shared_step, 
     shared_parameters = [*shared_actor.parameters(), *shared_critic.parameters()]
     obs = np.stack([env.reset(seed=seed + rank)[0] for env in envs])  # (N, O), N = 1
     while shared_step < args.total_timesteps:
-        # 2. Pull: θ', w' = θ, w.
+        # 2. Pull: θ', w' = θ, w. [impl 8]
         with lock:
             actor.load_state_dict(shared_actor.state_dict())
             critic.load_state_dict(shared_critic.state_dict())

@@ -2,7 +2,7 @@
 
 Changed from rlhf.py: no critic and no GAE. The policy writes a group of responses to each prompt,
 and the advantage of a response is its reward minus the mean of its group. A penalty on the KL
-divergence of each word, in the loss, replaces that in the rewards. All the rest is the same.
+divergence of each word, in the loss, replaces rlhf.py's in the rewards. All the rest is the same.
 
 Idea
     A critic is a second network of the same size. The mean reward of several responses to the same
@@ -28,7 +28,7 @@ Algorithm [L10-6e], with GRPO in place of PPO
     5.     the advantage of each response within its group
     6.     K times: shuffle the responses into minibatches; one Adam step up
            L_CLIP − β E_t[r_t(θ) k₃] each
-A full stop ends a response: what is stored after it has no advantage and no loss.
+A full stop or the 20th word ends a response: what is stored after it has no advantage and no loss.
 
 Not in the text [impl]
     [impl 1]  r starts as π_ref with a new last layer               Ziegler 2019, 2
@@ -253,7 +253,7 @@ def bradley_terry_loss(reward_model, chosen, rejected) -> Tensor:
 def group_advantages(rewards, group_size, group_std) -> Tensor:
     """Â = (r(y) − mean(r)) / std(r)  [X-GRPO]; rewards (B,), group by group → (B,)."""
     groups = rewards.reshape(-1, group_size)
-    advantages = groups - groups.mean(-1, keepdim=True)
+    advantages = groups - groups.mean(-1, keepdim=True)  # [X-GRPO]
     if group_std:
         advantages = advantages / (groups.std(-1, correction=0, keepdim=True) + 1e-4)  # [X-GRPO]
     return advantages.flatten()

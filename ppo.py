@@ -29,7 +29,7 @@ Algorithm [AC-09d]
     5.     shuffle the T·N samples into minibatches; one Adam step up L for each
     6. discard the rollout and go to 2
 
-Not in the text [impl]; benchmarks.md measures what most of it is worth
+Not in the text [impl]; benchmarks.md measures most of it, with two seeds
     [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; last layer × 0.01, critic's × 0 (ours)    Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
@@ -88,7 +88,7 @@ class Args:
     target_kl: float | None = None  # no further epoch once KL(π_old ‖ π_θ) exceeds this
     compile: bool = False  # compile the update into one graph: slow start, faster updates
     # Run
-    cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
+    cuda: bool = False  # use the GPU; it pays only if updates take most of the time
     num_threads: int = 1  # PyTorch's CPU threads
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
@@ -378,8 +378,8 @@ def train(args: Args) -> Path | None:
             if args.target_kl is not None and approximate_kl(log_ratio()) > args.target_kl:
                 break
 
-        # 6. Discard the rollout. [impl 1] Update the actor's statistics only now. Before step 5 it
-        # would have changed π_θ, and the ratio would not start at 1.
+        # 6. Discard the rollout. [impl 1] Update the actor's statistics only now; before step 5
+        # that would change π_θ, and the ratio would not start at 1.
         final_log_ratio = log_ratio()
         actor.obs_norm.update(observations.flatten(0, 1))
         for episode in episodes:

@@ -41,8 +41,8 @@ Not in the text [impl]
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco
     [impl 4] several episodes, batch_size steps or more, before step 7     Duan 2016
     [impl 5] returns standardised over the batch, a biased baseline.       PyTorch, examples
-        The mean contains each action's own return. With γ = 1 and n episodes of T steps it cancels
-        (T+1)/(2Tn) of the gradient where actions pay at once, 1/n where at the end, or more
+        The mean contains each action's own return. With γ = 1 and n episodes of T steps it takes
+        (T+1)/(2Tn) of the gradient if actions pay at once, 1/n if at the end, or more
     [impl 6] an episode that a time limit truncates counts as terminated
 
 Run: python reinforce.py --env-id HalfCheetah-v4
@@ -81,7 +81,7 @@ class Args:
     gamma: float = 0.99  # γ, discount factor [CS-3a]
     norm_returns: bool = True  # standardise the returns of each batch
     # Run
-    cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
+    cuda: bool = False  # use the GPU; it pays only if updates take most of the time
     num_threads: int = 1  # PyTorch's CPU threads
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files

@@ -26,7 +26,7 @@ Why the baseline adds no bias
     [CS-9b]    E_a[∇log π(a|s) b(s)] = 0   as b(s) Σ_a π ∇log π = b(s) ∇Σ_a π = b(s) ∇1 = 0
     This holds only if b(s) does not depend on the action, so V_w is evaluated before its fit.
 
-Algorithm [CS-6alg]: that of reinforce.py (γ^t, batch_size), with a baseline, and line 8 new
+Algorithm [CS-6alg]: as in reinforce.py (also on γ^t, batch_size); line 8 is new
     1. initialise the policy θ and the critic w
     2. for each episode:
     3.     sample a trajectory τ by following π_θ
@@ -84,7 +84,7 @@ class Args:
     critic_epochs: int = 10  # epochs over each batch in the critic's fit [CS-9e]
     critic_batch_size: int = 64  # steps in each minibatch of that fit
     # Run
-    cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
+    cuda: bool = False  # use the GPU; it pays only if updates take most of the time
     num_threads: int = 1  # PyTorch's CPU threads
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
@@ -297,13 +297,13 @@ def train(args: Args) -> Path:
         observations, actions, returns = map(torch.cat, zip(*episodes))  # (B, ...)
         with torch.no_grad():  # the baseline is a constant: no gradient flows through it
             baseline = critic(observations)  # (B,) [CS-9e]
-        weights = returns - baseline  # [CS-9a] [CS-9f]
+        weights = returns - baseline  # [CS-9f]
         variance = returns.var(correction=0)
         explained_variance = 1 - weights.var(correction=0) / variance.clamp(min=1e-20)
         if args.norm_adv and len(weights) > 1:  # the std of a single number is NaN
             weights = (weights - weights.mean()) / (weights.std() + 1e-8)  # [impl 6]
         dist = actor(observations)
-        loss = policy_gradient_loss(dist.log_prob(actions), weights)  # [CS-9g]
+        loss = policy_gradient_loss(dist.log_prob(actions), weights)  # [CS-9a] [CS-9g]
         loss = loss * len(weights) / args.batch_size  # the sum over the steps / batch_size
 
         # 7. θ ← θ + α Σ_t ĝ_t.

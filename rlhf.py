@@ -31,7 +31,8 @@ Algorithm [L10-6e]
            the action the next word [L10-6b]
     5.     rewards, advantages Â by GAE with γ = 1, and value targets for each word
     6.     K times: shuffle the responses into minibatches; one Adam step up L_CLIP − c₁ L_VF each
-A full stop ends a response: what is stored after it has no reward, no advantage and no loss.
+A full stop or the 20th word ends a response: what is stored after it has no reward, no advantage
+and no loss.
 
 Not in the text [impl]
     [impl 1]  r starts as π_ref with a new last layer               Ziegler 2019, 2

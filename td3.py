@@ -4,7 +4,7 @@ Changed from ddpg.py: two critics, the smaller of which makes the target; noise 
 action; steps 6 and 7 in every second update only.
 
 Idea
-    In DDPG the policy maximises the critic with its errors, and so finds actions that the critic
+    In DDPG the policy maximises the critic, errors included, and so finds actions that the critic
     overestimates; these then enter the targets. Three remedies: the smaller value of two critics
     makes the target; the policy moves less often than the critics; and a little noise on the
     target's action smooths narrow peaks of Q'.
@@ -84,7 +84,7 @@ class Args:
     matmul_precision: Literal["highest", "high", "medium"] = "highest"  # medium: bfloat16
     compile: bool = False  # compile the update into one graph: slow start, faster updates
     # Run
-    cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
+    cuda: bool = False  # use the GPU; it pays only if updates take most of the time
     num_threads: int = 1  # PyTorch's CPU threads
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files

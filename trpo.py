@@ -91,7 +91,7 @@ class Args:
     critic_epochs: int = 5  # epochs over each rollout in the critic's fit [X-VF]
     critic_batch_size: int = 64  # samples in each minibatch of that fit
     # Run
-    cuda: bool = False  # use the GPU; networks this small are usually faster on one CPU core
+    cuda: bool = False  # use the GPU; it pays only if updates take most of the time
     num_threads: int = 1  # PyTorch's CPU threads
     track: bool = False  # also log to Weights & Biases, set up by WANDB_PROJECT, WANDB_MODE, ...
     capture_video: bool = False  # record the evaluation episodes as MP4 files
@@ -429,8 +429,8 @@ def train(args: Args) -> Path:
                 critic_optimizer.step()
                 critic_losses.append(critic_loss.detach())
 
-        # 7. Discard the rollout. [impl 1] Update the actor's statistics only now. Before step 5 it
-        # would have changed π_θ.
+        # 7. Discard the rollout. [impl 1] Update the actor's statistics only now; before step 5
+        # that would change π_θ.
         actor.obs_norm.update(observations)
         for episode in episodes:
             run.log("episodes", step, episode_return=episode["r"], length=episode["l"])
