@@ -85,26 +85,30 @@ VARIANTS = {
 }
 
 
-def patched(variant: str, text: str) -> str:
-    """The text of ppo.py with the variant's replacements."""
-    for old, new in VARIANTS[variant][2]:
-        assert text.count(old) == 1, f"{variant}: found {text.count(old)} times: {old}"
+def patched(text: str, changes: list[tuple[str, str]]) -> str:
+    """The text of a script with replacements, each of which must match exactly once."""
+    for old, new in changes:
+        assert text.count(old) == 1, f"found {text.count(old)} times: {old}"
         text = text.replace(old, new)
     return text
 
 
+def start(script: Path, *flags: str) -> None:
+    command = [sys.executable, str(script), *flags]
+    done = subprocess.run(command, cwd=script.parent, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+
+
 def run(variant: str, seed: str, compile: bool) -> None:
     """One run, in a folder of its own; adds its row."""
-    text = patched(variant, (ROOT / "ppo.py").read_text())
+    _, flags, changes = VARIANTS[variant]
     revision = commit("ppo.py")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "ppo.py").write_text(text)
-        command = [sys.executable, "-W", "ignore", "ppo.py", "--env-id", ENV_ID, "--seed", seed]
-        command += ["--eval-episodes", "20", *VARIANTS[variant][1].split(), *FLAGS.split()]
-        command += ["--compile"] * compile
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{variant} {seed}: {done.stderr}")
+        script = Path(folder, "ppo.py")
+        script.write_text(patched((ROOT / "ppo.py").read_text(), changes))
+        words = ["--env-id", ENV_ID, "--seed", seed, "--eval-episodes", "20", *flags.split()]
+        start(script, *words, *FLAGS.split(), *["--compile"] * compile)
         (path,) = Path(folder).glob("runs/*/summary.json")
         summary = json.loads(path.read_text())
     row = {"variant": variant, "seed": seed, "steps": summary["step"]}
@@ -114,13 +118,18 @@ def run(variant: str, seed: str, compile: bool) -> None:
     print(*row.values(), flush=True)
 
 
+def interval(numbers: list[float]) -> tuple[float, float]:
+    """The mean, and half of its 95 % interval."""
+    n = len(numbers)
+    return statistics.mean(numbers), STUDENT[min(n, 20) - 2] * statistics.stdev(numbers) / n**0.5
+
+
 def difference(returns: dict[str, float], default: dict[str, float]) -> str:
     """The mean difference over the seeds that both have ± half of its 95 % interval (paired t)."""
     differences = [returns[seed] - default[seed] for seed in returns if seed in default]
     if len(differences) < 2:
         return "-"
-    n, mean = len(differences), statistics.mean(differences)
-    half = STUDENT[min(n, 20) - 2] * statistics.stdev(differences) / n**0.5
+    mean, half = interval(differences)
     return f"{mean:+,.0f} ± {half:,.0f}" + ", within chance" * (abs(mean) <= half)
 
 

@@ -3,7 +3,7 @@
     python benchmarks/claims.py          # all claims: 90 minutes on two cores
     python benchmarks/claims.py 1 4      # these only
 
-`claim_N` measures claim N, draws results/claims/N.svg and N.png, and returns its table: a list of
+`claim_N` measures claim N, draws its figure into results/claims/, and returns its table: a list of
 rows, the first of which are the headings. A cell is a text, a number, or a list of one number for
 each seed, which becomes mean ± half of its 95 % interval (Student's t). The table replaces the
 lines of claims.md between `<!-- N -->` and the next empty line.
@@ -15,7 +15,6 @@ import io
 import itertools
 import math
 import os
-import re
 import statistics
 import sys
 import tempfile
@@ -27,8 +26,9 @@ from types import ModuleType, SimpleNamespace
 import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
+import report
 import torch
-from ablations import ABLATIONS, STUDENT
+from ablations import ABLATIONS, interval
 from run import RESULTS, ROOT, read
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -55,14 +55,8 @@ plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "svg.hash
 
 
 # ── What all claims use ───────────────────────────────────────────────────────────────────────────
-def interval(numbers) -> tuple[float, float]:
-    """The mean, and half of its 95 % interval."""
-    n = len(numbers)
-    return statistics.mean(numbers), STUDENT[min(n, 20) - 2] * statistics.stdev(numbers) / n**0.5
-
-
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share, for few and for all as well (Wilson 1927)."""
+    """The 95 % interval of a share, also of 0 and of 1 (Wilson 1927)."""
     z = 1.96
     middle, half = hits / n + z * z / (2 * n), z * math.sqrt(hits * (n - hits) / n + z * z / 4) / n
     return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
@@ -87,14 +81,13 @@ def row(name: str, runs: list[dict], keys) -> list:
 
 def over_seeds(function, names, seeds=SEEDS) -> dict:
     """name → function(name, seed) for each seed, in two processes."""
-    jobs = [(name, seed) for name in names for seed in seeds]
     with ProcessPoolExecutor(2) as pool:
-        found = iter([*pool.map(function, *zip(*jobs))])
-    return {name: [next(found) for _ in seeds] for name in names}
+        found = {name: pool.map(partial(function, name), seeds) for name in names}
+        return {name: [*runs] for name, runs in found.items()}
 
 
 def trained(script: ModuleType, **args) -> SimpleNamespace:
-    """Trains in a temporary folder: the checkpoint's state, and the rows of both CSV files."""
+    """Trains in a temporary folder: the policy and an environment, and what the run has written."""
     here = os.getcwd()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -103,17 +96,15 @@ def trained(script: ModuleType, **args) -> SimpleNamespace:
     ):
         os.chdir(folder)
         try:
-            run = script.train(script.Args(**dict(eval_episodes=0) | args))
+            run = script.train(script.Args(eval_episodes=0, **args))
             state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
             files = {name: read(run / f"{name}.csv") for name in ("episodes", "updates")}
-            return SimpleNamespace(state=state, **files)
         finally:
             os.chdir(here)
-
-
-def loaded(network: torch.nn.Module, state: dict) -> torch.nn.Module:
-    network.load_state_dict(state)
-    return network
+    env = script.make_env(args["env_id"])
+    actor = script.Actor(env.observation_space, env.action_space)
+    actor.load_state_dict(state["actor"])
+    return SimpleNamespace(env=env, actor=actor, state=state, **files)
 
 
 @contextlib.contextmanager
@@ -125,7 +116,6 @@ def figure(name: str, title: str, panels: int = 2):
     for axis in axes[0]:
         if axis.get_legend_handles_labels()[0]:  # below the panel, where no line is
             axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    (RESULTS / "claims").mkdir(exist_ok=True)
     picture.savefig(RESULTS / "claims" / f"{name}.svg", metadata={"Date": None})
     picture.savefig(RESULTS / "claims" / f"{name}.png", dpi=120)
     plt.close(picture)
@@ -142,18 +132,21 @@ def lines(axis: plt.Axes, x, runs: dict[str, list], **labels) -> None:
 
 def in_training(script, env_id: str, seed: int, steps: int, N: int, T: int) -> tuple:
     """A policy in training, N environments, and a rollout of T steps in each."""
-    state = trained(script, env_id=env_id, total_timesteps=steps, seed=seed).state
+    run = trained(script, env_id=env_id, total_timesteps=steps, seed=seed)
+    critic = script.Critic(run.env.observation_space)
+    critic.load_state_dict(run.state["critic"])
     envs = [script.make_env(env_id) for _ in range(N)]
-    actor = loaded(script.Actor(envs[0].observation_space, envs[0].action_space), state["actor"])
-    critic = loaded(script.Critic(envs[0].observation_space), state["critic"])
     obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])
-    _, _, observations, actions, rewards, next_observations, *ends = rollout(envs, obs, actor, T)
+    samples = rollout(envs, obs, run.actor, T)
+    _, _, observations, actions, rewards, next_observations, *ends = samples
     with torch.no_grad():
-        log_probs = actor(observations).log_prob(actions)
+        log_probs = run.actor(observations).log_prob(actions)
         values, next_values = critic(observations), critic(next_observations)
-        advantages = gae(rewards, values, next_values, *ends, 0.995, 0.97)
+        advantages = gae(
+            rewards, values, next_values, *ends, script.Args.gamma, script.Args.gae_lambda
+        )
     samples = observations, actions, log_probs, advantages, advantages + values
-    return actor, critic, envs, [x.flatten(0, 1) for x in samples]
+    return run.actor, critic, envs, [x.flatten(0, 1) for x in samples]
 
 
 def return_of(actor, envs: list, seed: int) -> float:
@@ -174,8 +167,8 @@ WEIGHTS = {  # of ∇log π: of rewards, V(s), V(s'), terminations, truncations 
     "G": lambda r, v, next_v, ends, cuts, gamma: discounted_returns(r, gamma),
     "G − batch mean": lambda r, v, next_v, ends, cuts, gamma: discounted_returns(r, gamma),
     "G − V": lambda r, v, next_v, ends, cuts, gamma: discounted_returns(r, gamma) - v,
-    "GAE, λ = 0.95": lambda *samples: gae(*samples, 0.95),
-    "δ": lambda *samples: gae(*samples, 0.0),
+    "GAE, λ = 0.95": partial(gae, gae_lambda=0.95),
+    "δ": partial(gae, gae_lambda=0.0),
 }
 TASKS = {"CartPole-v1": (10_000, 60), "HalfCheetah-v4": (60_000, 100)}  # steps, batches
 
@@ -195,10 +188,6 @@ class MDP:
         chain = 0.9 * torch.einsum("sa,sat->st", probs, self.chances)
         return torch.linalg.solve(torch.eye(S) - chain, (probs * self.rewards).sum(-1))
 
-    def gradient(self) -> Tensor:
-        """∇J (S · A,), exactly; episodes start in state 0."""
-        return torch.func.grad(lambda theta: self.values(theta)[0])(self.theta).flatten()
-
     def episodes(self, n: int) -> tuple[Tensor, ...]:
         """(T, n): states, actions, rewards, next states, ends; and false after an episode's end."""
         state, alive = torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.bool)
@@ -212,20 +201,17 @@ class MDP:
             state, alive = next_state, alive & ~ends
         return tuple(torch.stack(x) for x in zip(*steps))
 
-    def estimates(self, states, actions, weights) -> Tensor:
-        """Σ_t ∇log π · weight of each episode, by the scripts' loss: (T, n) → (n, S · A)."""
-
-        def loss(theta, states, actions, weights):
-            log_probs = theta.log_softmax(-1)[states, actions]
-            return policy_gradient_loss(log_probs, weights) * len(weights)
-
-        gradient = torch.vmap(torch.func.grad(loss), (None, 1, 1, 1))
-        return -gradient(self.theta, states, actions, weights).flatten(1)
-
 
 def bias_and_variance(mdp: MDP, V: Tensor, functions: dict, n: int = 20_000) -> dict:
     """(name, "bias") → squared bias, (name, "variance") → variance of one episode; over |∇J|²."""
-    true, found = mdp.gradient(), {}
+
+    def loss(theta, states, actions, weights):  # of an episode
+        log_probs = theta.log_softmax(-1)[states, actions]
+        return policy_gradient_loss(log_probs, weights) * len(weights)
+
+    gradients = torch.vmap(torch.func.grad(loss), (None, 1, 1, 1))  # of n episodes (n, S, A)
+    true = torch.func.grad(lambda theta: mdp.values(theta)[0])(mdp.theta).flatten()  # of J
+    found = {}
     states, actions, rewards, next_states, ends, alive = mdp.episodes(n)
     samples = rewards, V[states], V[next_states], ends, torch.zeros_like(ends)
     for name, function in functions.items():
@@ -233,7 +219,8 @@ def bias_and_variance(mdp: MDP, V: Tensor, functions: dict, n: int = 20_000) -> 
         if name == "G − batch mean":
             steps = alive.reshape(weights.shape)
             weights = (weights - weights.sum((0, 2), True) / steps.sum((0, 2), True)) * steps
-        batches = mdp.estimates(states, actions, weights.flatten(1)).reshape(-1, E, S * A).mean(1)
+        estimates = -gradients(mdp.theta, states, actions, weights.flatten(1))
+        batches = estimates.reshape(-1, E, S * A).mean(1)
         variance = batches.var(0).sum()
         bias = (batches.mean(0) - true).square().sum() - variance / len(batches)
         found[name, "bias"] = (bias / true.square().sum()).item()
@@ -248,13 +235,13 @@ def episodes_needed(task: str, seed: int) -> dict[str, float]:
     n episodes is about g·m / (|g| √(|m|² + v/n)). Products of means are of two halves of the
     batches: they are unbiased, their quotient is not. ∇J is the mean of all estimates by G − V.
     """
-    script, (steps, batches) = reinforce_baseline, TASKS[task]
+    steps, batches = TASKS[task]
     args = dict(total_timesteps=steps, batch_size=min(steps // 10, 2048))
-    state = trained(script, env_id=task, seed=seed, **args).state
-    env = script.make_env(task)
+    run = trained(reinforce_baseline, env_id=task, seed=seed, **args)
+    actor, env = run.actor, run.env
+    critic = reinforce_baseline.Critic(env.observation_space)
+    critic.load_state_dict(run.state["critic"])
     env.reset(seed=seed)
-    actor = loaded(script.Actor(env.observation_space, env.action_space), state["actor"])
-    critic = loaded(script.Critic(env.observation_space), state["critic"])
     gradients = {name: [] for name in WEIGHTS}
     for _ in range(batches):
         weights, log_probs = {name: [] for name in WEIGHTS}, []
@@ -266,7 +253,7 @@ def episodes_needed(task: str, seed: int) -> dict[str, float]:
             never = torch.zeros_like(values, dtype=torch.bool)
             samples = [x.unsqueeze(-1) for x in (rewards, values, next_values, never, never)]
             for name, function in WEIGHTS.items():
-                weights[name].append(function(*samples, script.Args.gamma).squeeze(-1))
+                weights[name].append(function(*samples, reinforce_baseline.Args.gamma).squeeze(-1))
             log_probs.append(actor(obs).log_prob(actions))
         for name in WEIGHTS:
             weight = torch.cat(weights[name])
@@ -312,7 +299,7 @@ COSTS_FIRST = torch.zeros(2, 10)  # (A, T): action 1 costs 1 at once and brings 
 COSTS_FIRST[1, 0], COSTS_FIRST[1, -1] = -1, 1.5
 
 
-def left(rewards: Tensor, n: int, advantages) -> float:
+def left(rewards: Tensor, advantages, n: int) -> float:
     """The share of the gradient that advantages(G) leaves, for a uniform policy; G (T, n).
 
     By enumeration of the first actions in n episodes; rewards (A, T) are those after each action.
@@ -327,12 +314,8 @@ def left(rewards: Tensor, n: int, advantages) -> float:
     return less / whole
 
 
-def left_by_batch_mean(n: int) -> float:
-    return left(COSTS_FIRST, n, lambda G: G[0] - G.mean())
-
-
-def left_by_group_mean(n: int) -> float:
-    return left(ARMS, n, lambda G: grpo.group_advantages(G[0], n, False))
+left_by_batch_mean = partial(left, COSTS_FIRST, lambda G: G[0] - G.mean())
+left_by_group_mean = partial(left, ARMS, lambda G: grpo.group_advantages(G[0], len(G[0]), False))
 
 
 def variance_ratios() -> tuple[float, float]:
@@ -375,7 +358,7 @@ def errors(fit: int, seed: int) -> dict:
     returns = discounted_returns(rewards, 1.0)[alive]
     visits = torch.bincount(states[alive], minlength=S)
     V = torch.zeros(S).index_add(0, states[alive], returns) / visits.clamp(min=1)
-    functions = {f"λ = {x}": lambda *samples, x=x: gae(*samples, x) for x in LAMBDAS}
+    functions = {f"λ = {x}": partial(gae, gae_lambda=x) for x in LAMBDAS}
     functions |= {f"n = {n}": partial(n_step, n) for n in STEPS}
     return bias_and_variance(mdp, V, functions, 5000)
 
@@ -431,14 +414,13 @@ def effective_samples(kind: tuple, seed: int, numbers=NUMBERS, steps: int = 2000
     return found
 
 
-def staleness(script: str, seed: int, total: int = 50_000) -> dict[int, float]:
+def staleness(name: str, seed: int, total: int = 50_000) -> dict[int, float]:
     """W → mean return on CartPole-v1 in the second half of training with W workers."""
-    found, args = {}, dict(env_id="CartPole-v1", total_timesteps=total, seed=seed)
+    script, number = {"a3c.py": (a3c, "num_workers"), "a2c.py": (a2c, "num_envs")}[name]
+    args = dict(learning_rate=a3c.Args.learning_rate, total_timesteps=total, seed=seed)
+    found = {}
     for W in WORKERS:
-        if script == "a3c.py":
-            run = trained(a3c, num_workers=W, **args)
-        else:
-            run = trained(a2c, num_envs=W, learning_rate=a3c.Args.learning_rate, **args)
+        run = trained(script, env_id="CartPole-v1", **args, **{number: W})
         late = [x for x in run.episodes if int(x["step"]) > total / 2]
         found[W] = statistics.mean(float(x["episode_return"]) for x in late)
     return found
@@ -486,9 +468,10 @@ def along_steps(env_id: str, seed: int) -> dict:
     gain, kl = surrogate_and_kl()
     g = parameters_to_vector(torch.autograd.grad(gain, parameters, retain_graph=True))
     kl_gradient = parameters_to_vector(torch.autograd.grad(kl, parameters, create_graph=True))
-    fisher = partial(trpo.fisher_vector_product, kl_gradient, parameters, damping=0.1)
-    x = trpo.conjugate_gradient(fisher, g, 10)
-    step, old = trpo.full_step(x, fisher(x), 0.02), parameters_to_vector(parameters).detach()
+    args = trpo.Args()
+    fisher = partial(trpo.fisher_vector_product, kl_gradient, parameters, damping=args.cg_damping)
+    x = trpo.conjugate_gradient(fisher, g, args.cg_iterations)
+    step, old = trpo.full_step(x, fisher(x), args.max_kl), parameters_to_vector(parameters).detach()
     found = {"before": return_of(actor, envs, seed)}
     for direction, way in zip(DIRECTIONS, (g, x)):
         for length in LENGTHS:
@@ -497,7 +480,9 @@ def along_steps(env_id: str, seed: int) -> dict:
             change = return_of(actor, envs, seed) - found["before"]
             found[direction, length, "return"] = change
     vector_to_parameters(old, parameters)
-    fraction, *_ = trpo.line_search(parameters, step, surrogate_and_kl, 0.02, 10)
+    fraction, *_ = trpo.line_search(
+        parameters, step, surrogate_and_kl, args.max_kl, args.line_search_steps
+    )
     found["TRPO", "KL"] = surrogate_and_kl()[1].item()
     found["TRPO", "return"] = return_of(actor, envs, seed) - found["before"]
     return found | {("TRPO", "length"): fraction * step.norm().item()}
@@ -530,32 +515,29 @@ def claim_4() -> list:
 
 OBJECTIVES = {"no clip": (math.inf, 0.0), "clip": (0.2, 0.0)}  # ε, β at first
 OBJECTIVES |= {"KL penalty, β = 1": (math.inf, 1.0), "adaptive KL penalty": (math.inf, 1.0)}
-EPOCHS = [1, 5, 10, 20, 40]
+EPOCHS = [10, 40]
 
 
 def epochs(policy: tuple, objective: str, seed: int) -> dict:
     """("KL" or "beyond" 1 ± 0.2, epoch) and ("return", one of EPOCHS), all on one rollout."""
     *models, envs, samples = policy
-    old_actor, (actor, critic) = models[0], copy.deepcopy(models)
+    actor, critic = copy.deepcopy(models)
+    old_actor = copy.deepcopy(models[0]).requires_grad_(False)
     clip_coef, beta = OBJECTIVES[objective]
     args = ppo.Args(clip_coef=clip_coef)
     adam = ppo.Adam([*actor.parameters(), *critic.parameters()], args.learning_rate)
     found, before = {}, return_of(actor, envs, seed)
     torch.manual_seed(seed)  # the same minibatches for all objectives
-
-    def kl_of(obs: Tensor) -> Tensor:
-        with torch.no_grad():
-            old_dist = old_actor(obs)
-        return trpo.mean_kl(old_dist, actor(obs))
-
     for epoch in range(1, EPOCHS[-1] + 1):
         for rows in torch.randperm(len(samples[0])).split(64):
             batch = [x[rows] for x in samples]
             gain, _ = ppo.ppo_objective(actor, critic, *batch, args)
-            adam.step(-(gain - beta * kl_of(batch[0]) if beta else gain), args.max_grad_norm)
+            if beta:
+                gain = gain - beta * trpo.mean_kl(old_actor(batch[0]), actor(batch[0]))
+            adam.step(-gain, args.max_grad_norm)
         with torch.no_grad():
             ratio = (actor(samples[0]).log_prob(samples[1]) - samples[2]).exp()
-            kl = kl_of(samples[0]).item()
+            kl = trpo.mean_kl(old_actor(samples[0]), actor(samples[0])).item()
         if objective == "adaptive KL penalty":  # Schulman 2017, section 4, here after each epoch
             beta *= 2 if kl > 1.5 * 0.01 else 0.5 if kl < 0.01 / 1.5 else 1
         found["KL", epoch] = kl
@@ -579,7 +561,7 @@ def claim_5() -> list:
         beyond = {o: [[run["beyond", k] for k in x] for run in found[o]] for o in found}
         lines(axes[0], x, logs, xlabel="epochs K", ylabel="log₁₀ KL(π_old ‖ π_θ)")
         lines(axes[1], x, beyond, xlabel="epochs K", ylabel="share of ratios beyond 1 ± 0.2")
-    keys = [*itertools.product(("KL", "beyond", "return"), (10, 40))]
+    keys = [*itertools.product(("KL", "beyond", "return"), EPOCHS)]
     kinds = {"KL": "KL", "beyond": "beyond 1 ± 0.2", "return": "change of the return"}
     rows = [["objective", *(f"{kinds[kind]}, K = {K}" for kind, K in keys)]]
     return rows + [row(objective, found[objective], keys) for objective in OBJECTIVES]
@@ -587,9 +569,8 @@ def claim_5() -> list:
 
 # ── 6: sample efficiency ──────────────────────────────────────────────────────────────────────────
 def claim_6() -> list:
-    import report
-
-    reached = report.steps_and_seconds("HalfCheetah-v4")
+    with plt.style.context("default"):  # the figure as report.py draws it
+        reached = report.steps_and_seconds("HalfCheetah-v4")
     rows = [[f"to a training return of {report.GOAL:,}", "steps", "minutes"]]
     return rows + [[name, f"{steps:,.0f}", minutes] for steps, minutes, name in sorted(reached)]
 
@@ -658,13 +639,12 @@ def claim_7() -> list:
         axes[0].set_ylabel("Q, where the truth is 0")
         axes[1].set_yscale("symlog", linthresh=1)
     rows = [["Q after", *(f"{steps[i]:,} steps" for i in shown)]]
-    return rows + [[name, *([x[i] for x in found[name]] for i in shown)] for name in found]
+    return rows + [row(name, found[name], shown) for name in found]
 
 
 def swing(actor, seed: int, noise: float) -> float:
     """The mean return of 100 episodes of Pendulum-v1; its equations work on arrays."""
     env, random, total = gym.make("Pendulum-v1").unwrapped, np.random.default_rng(seed), 0.0
-    env.reset()
     env.state = np.stack((random.uniform(-np.pi, np.pi, 100), random.uniform(-1, 1, 100)))
     for _ in range(200):
         action = actor.mode(env._get_obs().T).T  # (1, 100)
@@ -677,10 +657,9 @@ def robustness(name: str, seed: int, steps: int = 10_000) -> dict:
     """The entropy in training as "H", and the return after it under each noise of NOISES."""
     script, args = (ALPHAS | {"td3.py": (td3, {})})[name]
     args = SMALL | args | dict(env_id="Pendulum-v1", total_timesteps=steps, seed=seed)
-    run, space = trained(script, **args), gym.make("Pendulum-v1")
-    actor = loaded(script.Actor(space.observation_space, space.action_space), run.state["actor"])
+    run = trained(script, **args)
     entropy = [float(x["entropy"]) for x in run.updates if "entropy" in x]
-    return {"H": entropy} | {noise: swing(actor, seed, noise) for noise in NOISES}
+    return {"H": entropy} | {noise: swing(run.actor, seed, noise) for noise in NOISES}
 
 
 def claim_8() -> list:
@@ -703,26 +682,25 @@ def claim_8() -> list:
 class Tempting(gym.Env):
     """A corridor: a reward of 1 two steps to the left, 2 eight to the right, −0.05 elsewhere."""
 
-    observation_space = gym.spaces.Box(0, 1, (11,), np.float32)
+    observation_space = gym.spaces.Discrete(11)  # make_env makes it one-hot
     action_space = gym.spaces.Discrete(2)
     start = 2
 
     def reset(self, seed=None, options=None) -> tuple:
         super().reset(seed=seed)
         self.place = self.start
-        return np.eye(11, dtype=np.float32)[self.place], {}
+        return self.place, {}
 
     def step(self, action: int) -> tuple:
         self.place += 1 if action else -1
         reward = {0: 1.0, 10: 2.0}.get(self.place, -0.05)
-        return np.eye(11, dtype=np.float32)[self.place], reward, reward > 0, False, {}
+        return self.place, reward, reward > 0, False, {}
 
 
 class Invest(gym.Env):
     """Action 1 costs 3 once; from then on each step brings 1.3 in place of 1. Cut after 5 steps."""
 
-    observation_space = gym.spaces.Box(0, 1, (2,), np.float32)
-    action_space = gym.spaces.Discrete(2)
+    observation_space = action_space = gym.spaces.Discrete(2)
 
     def __init__(self, limit_ends: bool) -> None:
         self.limit_ends = limit_ends
@@ -730,14 +708,13 @@ class Invest(gym.Env):
     def reset(self, seed=None, options=None) -> tuple:
         super().reset(seed=seed)
         self.rich, self.steps = int(self.np_random.integers(2)), 0
-        return np.eye(2, dtype=np.float32)[self.rich], {}
+        return self.rich, {}
 
     def step(self, action: int) -> tuple:
         reward = 1.3 if self.rich else -2.0 if action else 1.0
         self.rich, self.steps = max(self.rich, int(action)), self.steps + 1
         cut = self.steps == 5
-        obs = np.eye(2, dtype=np.float32)[self.rich]
-        return obs, reward, cut and self.limit_ends, cut and not self.limit_ends, {}
+        return self.rich, reward, cut and self.limit_ends, cut and not self.limit_ends, {}
 
 
 gym.register("Tempting-v0", Tempting, max_episode_steps=100)
@@ -745,23 +722,20 @@ gym.register("Invest-v0", partial(Invest, limit_ends=False))
 gym.register("InvestEnds-v0", partial(Invest, limit_ends=True))
 
 
-def small_policy(env_id: str, **args) -> tuple:
-    """The environment, and a2c.py's policy after training in it."""
-    state = trained(a2c, env_id=env_id, num_steps=16, learning_rate=1e-2, **args).state
-    env = a2c.make_env(env_id)
-    return env, loaded(a2c.Actor(env.observation_space, env.action_space), state["actor"])
+SETTINGS = dict(num_steps=16, learning_rate=1e-2)  # of a2c.py
 
 
 def finds_better(beta: float, seed: int, steps: int = 20_000) -> float:
     """The share of 100 episodes of the stochastic policy that end at the better reward."""
-    args = dict(num_envs=8, total_timesteps=steps, ent_coef=beta, seed=seed)
-    env, actor = small_policy("Tempting-v0", **args)
-    return statistics.mean(float(play_episode(env, actor)[2][-1] == 2) for _ in range(100))
+    args = SETTINGS | dict(num_envs=8, total_timesteps=steps, ent_coef=beta, seed=seed)
+    run = trained(a2c, env_id="Tempting-v0", **args)
+    return statistics.mean(float(play_episode(run.env, run.actor)[2][-1] == 2) for _ in range(100))
 
 
 def invests(env_id: str, seed: int, steps: int = 60_000) -> bool:
     """Whether the poor policy invests rather than not."""
-    _, actor = small_policy(env_id, num_envs=32, total_timesteps=steps, seed=seed)
+    args = SETTINGS | dict(num_envs=32, total_timesteps=steps, seed=seed)
+    actor = trained(a2c, env_id=env_id, **args).actor
     return bool(actor.mode(np.eye(2, dtype=np.float32)[0]))
 
 
@@ -866,12 +840,11 @@ def main() -> None:
     gym.logger.min_level = gym.logger.ERROR
     page = ROOT / "claims.md"
     for name in sys.argv[1:] or claims:
-        head, *rows = claims[name]()
-        rows = [head, ["---"] * len(head), *rows]
-        text = "".join(f"| {' | '.join(map(said, row))} |\n" for row in rows)
+        head, *rows = [[*map(said, row)] for row in claims[name]()]
+        text = report.table(head, rows) + "\n"
         print(f"{name}\n{text}", flush=True)
         pattern = rf"(?<=<!-- {name} -->\n)(.+\n)*"
-        page.write_text(re.sub(pattern, lambda match: text, page.read_text()))
+        page.write_text(report.replaced(pattern, text, page.read_text()))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import math
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from ablations import patched, start
 from run import RESULTS, ROOT, WORK, append, commit, digest, read
 from torch.nn import functional as F
 
@@ -59,22 +59,8 @@ BAG = """        pairs = torch.stack((tokens[:, :1].expand(-1, T), tokens[:, 1:]
 """
 PAIRS = "        pairs = [chosen, rejected]  # [L10-6c]\n"
 SAVE_PAIRS = '        torch.save(pairs, run.folder / "pairs.pt")\n'
-
-
-def patched(text: str, reward_model: str) -> str:
-    """The text of rlhf.py or grpo.py that also saves the pairs; with the bag of words or not."""
-    replacements = [(PAIRS, PAIRS + SAVE_PAIRS)] + [(PARTS, BAG)] * (reward_model == "bag")
-    for old, new in replacements:
-        assert text.count(old) == 1, f"found {text.count(old)} times: {old}"
-        text = text.replace(old, new)
-    return text
-
-
-def start(script: Path, *flags: str) -> None:
-    command = [sys.executable, str(script), *flags]
-    done = subprocess.run(command, cwd=script.parent, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+CHANGES = {"transformer": [(PAIRS, PAIRS + SAVE_PAIRS)]}  # of the text of rlhf.py or grpo.py
+CHANGES["bag"] = [*CHANGES["transformer"], (PARTS, BAG)]
 
 
 def row_of(job: dict, metrics: dict) -> dict:
@@ -85,8 +71,6 @@ def row_of(job: dict, metrics: dict) -> dict:
 
 
 # ── Runs ──────────────────────────────────────────────────────────────────────────────────────────
-
-
 def training(job: dict, script: Path, stages: Path) -> None:
     """A copy of the run that has done stages 1 and 2, resumed."""
     folder = script.parent / "run"
@@ -140,11 +124,9 @@ def dpo(job: dict, stages: rlhf.Stages, pairs: list[torch.Tensor]) -> None:
 def run(script: str, reward_model: str, seed: str) -> None:
     """All runs of one seed that have no row yet."""
     job = {"script": script, "reward_model": reward_model, "seed": seed}
-    rows = [row for row in read(ROWS) if (row["reward_model"], row["seed"]) == (reward_model, seed)]
-    done = {(row["script"], row["flags"]) for row in rows}
+    done = [key_of(row) for row in read(ROWS) if row["seed"] == seed]
     kinds = ["rlhf", "dpo", "best-of-n"] if script == "rlhf" else [script]
-    todo = [(x, flags) for x, model, flags in NAMES if x in kinds and model == reward_model]
-    todo = [key for key in todo if key not in done]
+    todo = [x for x in NAMES if x[0] in kinds and x[1] == reward_model and x not in done]
     if not todo:
         return
     work = WORK / "language" / "-".join([*job.values(), digest(f"{script}.py")])
@@ -152,16 +134,16 @@ def run(script: str, reward_model: str, seed: str) -> None:
     if not (work / "stages.txt").exists():
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        path.write_text(patched((ROOT / path.name).read_text(), reward_model))
+        path.write_text(patched((ROOT / path.name).read_text(), CHANGES[reward_model]))
         start(path, "--seed", seed, "--total-responses", "0")
         (folder,) = work.glob("runs/*")
         (work / "stages.txt").write_text(str(folder))
     folder = Path((work / "stages.txt").read_text())
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["stages"]
     torch.manual_seed(int(seed))
-    if "best-of-n" in dict(todo):
+    if any(kind == "best-of-n" for kind, _, _ in todo):
         best_of_n(job | {"script": "best-of-n"}, state["scores"], state["judge_scores"])
-    for kind, flags in todo:
+    for kind, _, flags in todo:
         if kind == "dpo":
             stages = rlhf.Stages(state["scores"].shape[1])
             stages.load_state_dict(state)
@@ -173,8 +155,6 @@ def run(script: str, reward_model: str, seed: str) -> None:
 
 
 # ── Table and figure ──────────────────────────────────────────────────────────────────────────────
-
-
 def key_of(row: dict[str, str]) -> tuple[str, str, str]:
     return row["script"], row["reward_model"], row["flags"]
 
@@ -228,9 +208,8 @@ def figure(path: Path) -> None:
         lines = {}
         for beta in ORDER:
             key = "rlhf", model, f"--kl-coef {beta}"
-            lines[f"β = {beta}"] = curve(
-                [row for row in read(CURVES) if key_of(row) == key], "step"
-            )
+            rows = [row for row in read(CURVES) if key_of(row) == key]
+            lines[f"β = {beta}"] = curve(rows, "step")
         best = [row for row in read(ROWS) if key_of(row)[:2] == ("best-of-n", model)]
         lines["best of n = 2 … 256"] = curve(best if x else [], "flags")
         for i, (name, line) in enumerate(lines.items()):

@@ -188,7 +188,7 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def write(job: Job, turn: int, speed: float, packages: str, fresh: set) -> None:
+def write(job: Job, turn: int, speed: float, packages: str, revision: str, fresh: set) -> None:
     """Adds the row of a measurement; the first of a part and script replaces those there were."""
     place = job.part, job.script
     rows = read(PATH)
@@ -197,8 +197,7 @@ def write(job: Job, turn: int, speed: float, packages: str, fresh: set) -> None:
     fresh.add(place)
     row = {name: getattr(job, name) for name in ("part", "script", "variant", "env_id")}
     row |= {"quantity": "steps/s", "turn": turn, "value": f"{speed:.4g}"}
-    row |= {"commit": "" if job.peer else commit(f"{job.script}.py")}
-    row |= {"versions": packages, "cpu": cpu()}
+    row |= {"commit": revision, "versions": packages, "cpu": cpu()}
     rows.append(row)
     with open(PATH.with_suffix(".tmp"), "w", newline="") as file:
         writer = csv.DictWriter(file, row, lineterminator="\n")
@@ -222,10 +221,11 @@ def main() -> None:
     todo, fresh = jobs(options), set()
     for turn in range(options.repeats):
         for count, job in enumerate(todo, 1):
+            revision = "" if job.peer else commit(f"{job.script}.py")
             speed, packages = theirs(job) if job.peer else ours(job)
             name = f"turn {turn + 1}, {count}/{len(todo)}: {job.part} {job.script} {job.variant}"
             print(f"{name}: {speed:,.4g} steps/s", flush=True)
-            write(job, turn, speed, packages, fresh)
+            write(job, turn, speed, packages, revision, fresh)
 
 
 if __name__ == "__main__":
