@@ -50,7 +50,7 @@ def check(scripts: list[str]) -> bool:
     for script, text, tests in (case for case in cases if case[0] in scripts):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, script).write_text(text)
-            words = ["-qx", "-n0", "-k", tests, "-o", f"pythonpath={folder} . tests"]
+            words = ["-qx", "-n0", "-k", tests, "-o", f"pythonpath={folder} . tests benchmarks"]
             command = [sys.executable, "-m", "pytest", *words]
             statuses.append(subprocess.run(command, cwd=ROOT, capture_output=True).returncode)
         print({0: "NOT NOTICED", 1: "noticed"}.get(statuses[-1], statuses[-1]), script, tests)

@@ -5,7 +5,6 @@ unusual spaces, rewards, ends, infos or random numbers, or break.
 """
 
 import random
-import threading
 import time
 
 import gymnasium as gym
@@ -52,7 +51,7 @@ class Env(gym.Env):
 
 class Counter(Env):
     """Observes 1001, 1002, ..., the second environment 2001, ...: no observation comes twice, and
-    the successor of k is k + 1. A reset counts on."""
+    the successor of k is k + 1. A reset counts on. It is always the same array."""
 
     observation_space = Box(0, inf, (1,), np.float32)
     limit = 10
@@ -60,22 +59,11 @@ class Counter(Env):
 
     def __init__(self):
         Counter.made += 1
-        self.count = 1000 * Counter.made
+        self.count, self.array = 1000 * Counter.made, np.zeros(1, np.float32)
 
     def observe(self):
         self.count += 1
-        return np.array([self.count], np.float32)
-
-
-class Reuse(Counter):
-    """As Counter, but its observation is always the same array, with other content."""
-
-    def __init__(self):
-        super().__init__()
-        self.array = np.zeros(1, np.float32)
-
-    def observe(self):
-        self.array[:] = super().observe()
+        self.array[:] = self.count
         return self.array
 
 
@@ -84,21 +72,6 @@ class Parity(Counter):
 
     def outcome(self, action):
         return int(self.count % 2), False
-
-
-class Fork(Env):
-    """Two states, one-hot. In the first, action 1 pays 2 and ends; action 0 costs 1 and leads to the
-    second, where action 0 pays 3 and action 1 pays 0.5, and both end: the lengths are not equal."""
-
-    observation_space = Box(0, 1, (2,), np.float32)
-
-    def observe(self):
-        return np.eye(2, dtype=np.float32)[self.t % 2]
-
-    def outcome(self, action):
-        if self.t == 1:
-            return (2.0, True) if action == 1 else (-1.0, False)
-        return (0.5 if action == 1 else 3.0), True
 
 
 class Lopsided(Env):
@@ -244,38 +217,16 @@ class Broken(Env):
 
 
 class OneCopy(Env):
-    """A port, a robot, an emulator: there can be one at a time."""
+    """A port, a robot, an emulator: there can be one at a time, or `most`."""
 
-    is_open = False
-
-    def __init__(self):
-        assert not OneCopy.is_open, "there is one already"
-        OneCopy.is_open = True
-
-    def close(self):
-        OneCopy.is_open = False
-
-
-class Thread(Env):
-    """Has a thread that only close() ends."""
+    open, most = 0, 1
 
     def __init__(self):
-        self.stop = threading.Event()
-        threading.Thread(target=self.stop.wait).start()
+        assert OneCopy.open < OneCopy.most, "there is one already"
+        OneCopy.open += 1
 
     def close(self):
-        self.stop.set()
-
-
-class NoEarly(Env):
-    """A robot, a server: no reset inside an episode."""
-
-    t = 0
-
-    def reset(self, *, seed=None, options=None):
-        if 0 < self.t < self.limit:
-            raise RuntimeError("reset() before the end of the episode")
-        return super().reset(seed=seed)
+        OneCopy.open -= 1
 
 
 class OwnSpace(gym.Space):  # as MiniGrid's MissionSpace
@@ -298,7 +249,6 @@ class Sign(gym.ActionWrapper):
 
 # ── Ids ───────────────────────────────────────────────────────────────────────────────────────────
 
-column = np.array([[-1], [2]], np.float32)
 largest = np.finfo(np.float32).max
 DISCRETE = {
     "Numbered": Discrete(3, start=5),
@@ -309,7 +259,7 @@ DISCRETE = {
     "MultiBinary2D": MultiBinary([2, 3]),
 }
 BOUNDED = {
-    "Matrix": Box(column, column + np.float32(2.5)),
+    "Matrix": Box(np.float32([[-1], [2]]), np.float32([[1.5], [4.5]])),
     "Float64": Box(np.array([-0.1, 0.7]), np.array([0.1, 0.8]), dtype=np.float64),
     "Float16": Box(-1, 1, (1,), np.float16),
 }
@@ -349,14 +299,12 @@ SIMPLE = {  # attributes and methods of a class of its own
     "BadClose": {"close": lambda env: env.is_already_gone},
 }
 KINDS = {name: (type(name, (Env,), own), {}) for name, own in SIMPLE.items()}
-for kind in (Counter, Reuse, Parity, Fork, Lopsided, Move, Reach, Choose, OneCopy, Thread, NoEarly):
+for kind in (Counter, Parity, Lopsided, Move, Reach, Choose, OneCopy):
     KINDS[kind.__name__] = kind, {}
 KINDS |= {name: (Match, {"action_space": x}) for name, x in DISCRETE.items()}
 KINDS |= {name: (Reach, {"action_space": x}) for name, x in (BOUNDED | UNBOUNDED).items()}
 KINDS |= {f"Ends{name}": (Reach, {"end": end}) for name, end in ENDS.items()}
-KINDS |= {
-    f"Drawn{name}": (Drawn, {"kind": name}) for name in ("MT19937", "RandomState", "Everywhere")
-}
+KINDS |= {f"Drawn{x}": (Drawn, {"kind": x}) for x in ("MT19937", "RandomState", "Everywhere")}
 KINDS |= {
     "Slow": (Move, {"seconds": 0.0005}),
     "WholeNumbers": (Reach, {"action_space": Box(0, 5, (1,), np.int64)}),

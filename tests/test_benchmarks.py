@@ -1,25 +1,19 @@
 """benchmarks/: a run is recorded once and resumes, tables and marks by hand, pages and headers."""
 
 import argparse
-import importlib
 import itertools
 import math
 import subprocess
 import sys
-from pathlib import Path
 
-import matplotlib
-import pytest
-import torch
-
-matplotlib.use("Agg")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablations
 import language
+import pytest
 import report
 import run as runner
 import speed
+import torch
+from conftest import ROOT, main
 
 FLAGS = "--num-envs 2 --num-steps 32 --num-minibatches 4 --update-epochs 1 --total-timesteps 512"
 
@@ -33,19 +27,19 @@ def benchmark(tmp_path, monkeypatch):
         if command[0] != sys.executable:
             return real(command, **more)
         commands.append(command)
-        return main.instead(command, more) if main.instead else real(command, **more)
+        return run.instead(command, more) if run.instead else real(command, **more)
 
-    def main(*words: str) -> None:
+    def run(*words: str) -> None:
         words = ["run.py", "--scripts", "ppo", "--env-ids", "CartPole-v1", *words]
         monkeypatch.setattr(sys, "argv", [*words, "--eval-episodes", "1"])
         runner.main()
 
-    main.instead, main.commands, main.real = None, commands, real
+    run.instead, run.commands, run.real = None, commands, real
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
     monkeypatch.setattr(runner, "WORK", tmp_path / "work")
     monkeypatch.setattr(subprocess, "run", recorded)
     monkeypatch.setitem(runner.FLAGS, ("ppo", "CartPole-v1"), FLAGS)
-    return main
+    return run
 
 
 def test_an_interrupted_run_resumes_and_is_recorded_once(benchmark, tmp_path, capsys):
@@ -73,9 +67,9 @@ def test_an_interrupted_run_resumes_and_is_recorded_once(benchmark, tmp_path, ca
     assert list(points[0]) == ["seed", "step", "return", "seconds"]
     kept = str(tmp_path / "policies/ppo__CartPole-v1")
     words = ["--resume", kept, "--total-timesteps", "0", "--eval-episodes", "1"]
-    command = [sys.executable, str(ROOT / "ppo.py"), *words]
-    watched = benchmark.real(command, capture_output=True, text=True, check=True)
-    assert f"evaluation_return {float(row['evaluation_return']):g}\n" in watched.stdout
+    main("ppo", *words)
+    printed = capsys.readouterr().out
+    assert f"evaluation_return {float(row['evaluation_return']):g}\n" in printed
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -107,11 +101,8 @@ def test_what_is_kept_of_a_run(tmp_path, monkeypatch):
     rows = [dict(zip(("step", "episode_return", "seconds"), row)) for row in rows]
     assert [[*point.values()] for point in runner.thinned(rows, 1000)] == [[10, 2, 6], [20, 7, 9]]
     monkeypatch.setattr(runner, "ROOT", tmp_path)
-    for name, text in (
-        ("a", '"""1"""\nx = 2'),
-        ("b", '"""3\n"""\n# why\nx = 2  # a number'),
-        ("c", '"""1"""\nx = 3'),
-    ):
+    texts = '"""1"""\nx = 2', '"""3\n"""\n# why\nx = 2  # a number', '"""1"""\nx = 3'
+    for name, text in zip("abc", texts):
         (tmp_path / name).write_text(text)
     assert runner.digest("a") == runner.digest("b") != runner.digest("c")
 
@@ -132,7 +123,7 @@ def test_ablations():
     """Each variant applies to ppo.py; a paired t interval by hand: 12.706 · √2 / √2 for (1, 3)."""
     text = (ROOT / "ppo.py").read_text()
     for variant, (_, flags, changes) in ablations.VARIANTS.items():
-        patched = ablations.patched(variant, text)
+        patched = ablations.patched(text, changes)
         compile(patched, variant, "exec")
         assert (patched != text) == bool(changes) and (changes or flags or variant == "default")
     default = {"1": 10, "2": 20, "3": 0}
@@ -214,7 +205,7 @@ def test_speed(tmp_path, monkeypatch):
     for fresh, turns in (set(), [(1, 1)]), (set(), [(6, 3), (8, 2)]):
         for turn, values in enumerate(turns):
             for job, value in zip(jobs, values, strict=True):
-                speed.write(job, turn, value, "", fresh)
+                speed.write(job, turn, value, "", "", fresh)
     line = "| a2c.py | 2 | - | - | 7 | **3.00** (2.00–4.00) | - | - | - |"
     assert report.speed_table("peers").splitlines()[-1] == line
 
@@ -234,15 +225,12 @@ def test_best_of_n_by_enumeration():
     assert language.best_of(1, scores, judge) == judge.mean()
 
 
-def test_what_the_bag_is_blind_to(tmp_path):
+def test_what_the_bag_is_blind_to():
     """To order and grammar; the transformer is not. The replacements fit both scripts."""
-    for script in ("rlhf", "grpo"):
-        text = language.patched((ROOT / f"{script}.py").read_text(), "bag")
+    for script in ("grpo", "rlhf"):
+        text = language.patched((ROOT / f"{script}.py").read_text(), language.CHANGES["bag"])
         assert "pairs.pt" in text
-        (tmp_path / f"bag_{script}.py").write_text(text)
-    sys.path.insert(0, str(tmp_path))
-    bag = importlib.import_module("bag_rlhf")
-    sys.path.remove(str(tmp_path))
+    exec(text, bag := {"__name__": "bag"})
     rlhf = language.rlhf
 
     def tokens_of(*texts):
@@ -251,10 +239,10 @@ def test_what_the_bag_is_blind_to(tmp_path):
 
     pair = tokens_of("food the food was good but cold .", "food cold the but good was food .")
     twice = tokens_of("food good .", "food good good .", "food good good good .")
-    for module, blind in (bag, True), (rlhf, False):
+    for kind, blind in (bag["RewardModel"], True), (rlhf.RewardModel, False):
         torch.manual_seed(1)
         with torch.no_grad():
-            reward_model = module.RewardModel()
+            reward_model = kind()
             first, second = reward_model(pair)
             one, two, three = reward_model(twice)
         assert (abs(first - second) < 1e-5) == blind
@@ -276,7 +264,10 @@ def test_runs_of_language_models(tmp_path, monkeypatch):
         tiny = "--sft-texts 64 --pairs 64 --rm-epochs 1 --sft-epochs 1 --ref-responses 10".split()
         tiny += "--eval-responses 2 --batch-size 16 --minibatch-size 16".split()
         words = ["256" if word == "25600" else word for word in words]
-        real(script, *words, *tiny)
+        if commands[1:]:
+            main("rlhf", *words, *tiny)
+        else:
+            real(script, *words, *tiny)
         if len(commands) == 2:
             raise KeyboardInterrupt
 

@@ -1,16 +1,10 @@
 """claims.md: a small version of each measurement shows the effect that the page states."""
 
 import re
-import sys
-from pathlib import Path
 
-import matplotlib
-import pytest
-
-matplotlib.use("Agg")
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
 import claims
+import pytest
+from conftest import ROOT
 
 
 def test_variance_of_gradients():

@@ -62,7 +62,8 @@ def gaussian_log_prob(actor, obs, actions):
 
 @each(*ON_POLICY)
 def test_softmax_policy(script):
-    """[AC-02a] exp(log_prob(a)) = e^{f_a} / Σ_b e^{f_b}; the probabilities sum to 1 [CS-2a]."""
+    """[AC-02a] exp(log_prob(a)) = e^{f_a} / Σ_b e^{f_b}; the probabilities sum to 1 [CS-2a];
+    the entropy is −Σ π log π [CS-8.1a]."""
     actor, obs = softmax_actor(script), torch.randn(5, 3)
     logits = actor.net(obs).detach().numpy()
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -71,25 +72,8 @@ def test_softmax_policy(script):
         assert log_prob.shape == (5,)
         np.testing.assert_allclose(log_prob.exp().detach(), expected[:, action], rtol=1e-5)
     assert actor.mode(obs.numpy()).tolist() == expected.argmax(1).tolist()
-    entropy = -(expected * np.log(expected)).sum(1)  # [CS-8.1a]
+    entropy = -(expected * np.log(expected)).sum(1)
     np.testing.assert_allclose(actor(obs).entropy().detach(), entropy, rtol=1e-4)
-
-
-def test_policy_of_several_discrete_actions():
-    """A softmax for each entry: the 2 · 3 joint probabilities sum to 1, no other action has any."""
-    actor, obs = ppo.Actor(OBS, gym.spaces.MultiDiscrete([2, 3])), torch.randn(1, 3)
-    nn.init.normal_(actor.net[-1].weight)
-    logits = actor.net(obs).detach().numpy().reshape(2, 3)
-    first, second = (np.exp(x) / np.exp(x).sum() for x in (logits[0, :2], logits[1]))
-    dist = actor(obs)
-    for a, b in itertools.product(range(2), range(3)):
-        log_prob = dist.log_prob(tensor([[a, b]]))
-        assert log_prob.shape == (1,)
-        assert log_prob.exp().item() == pytest.approx(first[a] * second[b], rel=1e-4)
-    assert dist.log_prob(tensor([[2, 0]])).exp().item() == 0
-    assert actor(obs.expand(2000, 3)).sample().amax(0).tolist() == [1, 2]
-    entropy = -sum((x * np.log(x)).sum() for x in (first, second))
-    assert dist.entropy().item() == pytest.approx(entropy, rel=1e-4)
 
 
 @each(*ON_POLICY)
@@ -105,10 +89,6 @@ def test_gaussian_policy(script):
     (score,) = torch.autograd.grad(dist.log_prob(actions)[0], actor.net[-1].bias)
     mean, variance = actor.net(obs)[0].detach(), tensor([-1.0, 0.6]).exp()
     torch.testing.assert_close(score, (actions[0] - mean) / variance, rtol=1e-4, atol=1e-5)
-    samples = actor(obs[:1].expand(100_000, 3)).sample()
-    assert not samples.requires_grad  # [CS-2.1a] is not for the on-policy scripts
-    np.testing.assert_allclose(samples.mean(0), mean, atol=0.02)
-    np.testing.assert_allclose(samples.std(0), np.exp([-0.5, 0.3]), rtol=0.02)
 
 
 def test_actions_are_scaled_and_clipped_per_dimension():
@@ -117,8 +97,6 @@ def test_actions_are_scaled_and_clipped_per_dimension():
     raw = tensor([[-1.0, -1.0, -9.0, 1.0], [0.0, 0.5, 0.5, -0.5], [-7.0, 7.0, 9.0, -9.0]])
     expected = [[-1.0, 2.0, -9.0, 4.0], [1.0, 2.375, 0.5, 3.0], [-1.0, 2.5, 9.0, 3.0]]
     np.testing.assert_allclose(ppo.Actor(OBS, box).to_env(raw), expected)
-    start_at_3 = ppo.Actor(OBS, gym.spaces.Discrete(2, start=3))
-    assert start_at_3.to_env(tensor([0, 1])).tolist() == [3, 4]
     scalar = ppo.Actor(OBS, gym.spaces.Box(-2.0, 2.0, ()))
     assert scalar.to_env(tensor([0.5, 3.0])).tolist() == [1.0, 2.0]
     assert scalar.mode(np.zeros((4, 3), np.float32)).shape == (4,)
@@ -130,10 +108,8 @@ def test_actions_are_scaled_and_clipped_per_dimension():
 @each("ppo", "a2c")
 def test_running_norm(script):
     """Batches of any sizes give the mean and standard deviation of all samples in one array."""
-    norm, samples = (
-        script.RunningNorm((2,)),
-        np.random.default_rng(0).normal(5, [0.1, 30], (1000, 2)),
-    )
+    norm = script.RunningNorm((2,))
+    samples = np.random.default_rng(0).normal(5, [0.1, 30], (1000, 2))
     samples[700:] += 4  # the batches differ from one another
     for batch in np.split(samples, [1, 2, 700]):
         norm.update(tensor(batch, dtype=torch.float32))
@@ -142,9 +118,6 @@ def test_running_norm(script):
     x = np.array([[4.0, 25.0], [100.0, 0.0]])
     expected = ((x - samples.mean(0)) / samples.std(0)).clip(-10, 10)
     np.testing.assert_allclose(norm(tensor(x, dtype=torch.float32)), expected, rtol=1e-3)
-    constant = script.RunningNorm((1,))
-    constant.update(torch.ones(10, 1))
-    assert constant(torch.ones(1, 1)).item() == 0.0
 
 
 def test_critic_is_in_reward_units():
@@ -177,12 +150,10 @@ def test_discounted_returns(script):
         assert returns.tolist() == [2.75, 3.5, 3.0]
     assert script.discounted_returns(tensor([7.0]), 0.9).tolist() == [7.0]
     rewards = torch.randn(40, dtype=torch.float64)
-    before = rewards.clone()
     returns = script.discounted_returns(rewards, 0.9)
     for t in range(40):
         total = sum(0.9 ** (k - t) * rewards[k].item() for k in range(t, 40))
         assert returns[t].item() == pytest.approx(total, rel=1e-4, abs=1e-5)
-    assert torch.equal(rewards, before)
 
 
 EIGHT = dict(  # episodes: one terminates, one is truncated, one is both at once, one goes on
@@ -269,6 +240,9 @@ def test_worked_step_of_the_text():
     assert theta.softmax(0)[0].item() == pytest.approx(0.549834, abs=5e-7)
 
 
+THIRD, NEVER = (column(0, 0, end, dtype=torch.bool) for end in (1, 0))  # ends, no ends
+
+
 class SmallMDP:
     """Two states, two actions, three steps from state 0; every trajectory can be written down.
 
@@ -308,8 +282,7 @@ def weights_of(script, mdp, rewards, states, successors):
         baseline = 0 if script is reinforce else mdp.any_value[states]
         return script.discounted_returns(rewards, 1.0) - baseline
     values, next_values = mdp.any_value[states], mdp.any_value[successors]
-    ends = column(0, 0, 1, dtype=torch.bool), column(0, 0, 0, dtype=torch.bool)
-    samples = *(x.unsqueeze(1) for x in (rewards, values, next_values)), *ends
+    samples = *(x.unsqueeze(1) for x in (rewards, values, next_values)), THIRD, NEVER
     if script in (a2c, a3c):
         return script.n_step_advantages(*samples, 1.0)[:, 0]
     return script.gae(*samples, 1.0, 1.0)[:, 0]
@@ -326,8 +299,8 @@ def objective_of(script, log_probs, weights):
 
 @each(*ON_POLICY)
 def test_exact_policy_gradient(script):
-    """[CS-5.4a], [CS-6b], [CS-9a], [CS-9g], [CS-10a]: over all trajectories of a small MDP, the
-    gradient of each script's objective has the expectation ∇J, whatever V is; J is enumerated.
+    """[CS-5.4a], [CS-6b], [CS-9a], [CS-9b], [CS-9g], [CS-10a]: over all trajectories of a small MDP,
+    the gradient of each script's objective has the expectation ∇J, whatever V is; J is enumerated.
     At θ_old, the ratio [AC-08b] changes nothing in the surrogates [AC-08a], [AC-09b]."""
     mdp, expectation = SmallMDP(), 0.0
     for states, actions, successors, p in mdp.trajectories():
@@ -364,8 +337,7 @@ def test_state_value_is_the_mean_of_action_values():
     for states, actions, successors, p in mdp.trajectories():
         rewards, p = mdp.rewards(states, actions), p.item()
         samples = rewards, V[range(3), states], V[range(1, 4), successors]
-        ends = column(0, 0, 1, dtype=torch.bool), column(0, 0, 0, dtype=torch.bool)
-        weights = a2c.n_step_advantages(*(x.unsqueeze(1) for x in samples), *ends, 1.0)
+        weights = a2c.n_step_advantages(*(x.unsqueeze(1) for x in samples), THIRD, NEVER, 1.0)
         J += p * rewards.sum().item()
         total[actions[0]] += p
         advantage[actions[0]] += p * weights[0, 0].item()
@@ -375,18 +347,19 @@ def test_state_value_is_the_mean_of_action_values():
     assert sum(p * x for p, x in zip(total, means)) == pytest.approx(0)
 
 
+# States, actions, rewards. In state 0, action 1 ends; action 0 leads to state 1, where both end.
 FORK = [([0], [1], [2.0]), ([0, 1], [0, 0], [-1.0, 3.0]), ([0, 1], [0, 1], [-1.0, 0.5])]
 
 
 @each(*EPISODIC)
 def test_exact_gradient_of_a_whole_update(script, monkeypatch):
-    """[CS-6b], [CS-6c], [CS-9g], [CS-4a], trap 9: envs.Fork has three trajectories, of one step and of
-    two, so the batches of two steps or more can be enumerated. Over these, the gradient that `train`
-    hands to Adam has the expectation −E[episodes per batch] / batch_size · ∇J. It would not even be
+    """[CS-6b], [CS-6c], [CS-9g], [CS-4a], trap 9: FORK has three trajectories, of one step and of two, so
+    the batches of two steps or more can be enumerated. Over these, the gradient that `train` hands
+    to Adam has the expectation −E[episodes per batch] / batch_size · ∇J. It would not even be
     along ∇J if the sum were divided by the batch's own number of steps."""
     settings = dict(norm_returns=False) if script is reinforce else dict(norm_adv=False)
     settings |= dict(total_timesteps=1, batch_size=2, gamma=1.0)
-    env = script.make_env("envs:Fork-v0")
+    env = script.make_env("envs:Choose-v0")
     torch.manual_seed(1)
     actor = script.Actor(env.observation_space, env.action_space)  # as train initialises it
     log_pi = actor(torch.eye(2)).base_dist.logits
@@ -406,7 +379,7 @@ def test_exact_gradient_of_a_whole_update(script, monkeypatch):
 
         monkeypatch.setattr(script, "play_episode", play_episode)
         # Adam's first average is a tenth of the gradient.
-        adam = state_of(train(script, "envs:Fork-v0", **settings))["optimizer"]["state"]
+        adam = state_of(train(script, "envs:Choose-v0", **settings))["optimizer"]["state"]
         found = torch.cat([10 * adam[i]["exp_avg"].flatten() for i in range(len(gradient))])
         p = sum(log_probs[FORK.index(x)] for x in batch).exp().item()
         expectation, number, total = expectation + p * found, number + p * len(batch), total + p
@@ -418,19 +391,6 @@ def test_exact_gradient_of_a_whole_update(script, monkeypatch):
 
 
 # ── The baseline and the critic ───────────────────────────────────────────────────────────────────
-
-
-def test_baseline_adds_no_bias():
-    """[CS-9b] Σ_a π(a|s) b ∇log π(a|s) = 0 in every parameter, for any b."""
-    actor, obs = softmax_actor(reinforce_baseline).double(), torch.randn(1, 3, dtype=torch.float64)
-    dist, total = actor(obs), 0.0
-    for action in range(3):
-        log_prob = dist.log_prob(tensor([action])).sum()
-        score = torch.autograd.grad(log_prob, list(actor.parameters()), retain_graph=True)
-        score = parameters_to_vector(score)
-        assert score.abs().max() > 1e-3
-        total = total + log_prob.exp().detach() * 7.3 * score
-    assert total.abs().max() < 1e-12
 
 
 def test_baseline_of_five_arms():
@@ -470,26 +430,6 @@ def test_wrong_shapes_are_refused():
 # ── The objectives of a2c, a3c and ppo ────────────────────────────────────────────────────────────
 
 
-def batch_of(script, actor, critic, size=16):
-    """observations, actions, (ppo: log π_old,) advantages, targets; the targets' std is 5."""
-    obs, actions = torch.randn(size, 3), torch.randn(size, 2)
-    critic.return_norm.update(tensor([-5.0, 5.0]))
-    old = ()
-    if script is ppo:
-        old = (actor(obs).log_prob(actions).detach() + 0.3 * torch.randn(size),)
-    return obs, actions, *old, torch.randn(size) + 1, 3 * torch.randn(size)
-
-
-def objective_terms(script, actor, critic, batch, args):
-    """L, the policy's objective, L_VF and H of the script, all as they are to be maximised."""
-    if script is ppo:
-        objective, metrics = ppo.ppo_objective(actor, critic, *batch, args)
-        return objective, *metrics.values()
-    objective, metrics = script.actor_critic_objective(actor, critic, *batch, args)
-    policy_loss, value_loss, entropy = metrics.values()
-    return objective, -policy_loss, value_loss, entropy
-
-
 @pytest.mark.parametrize("norm_adv", [False, True])
 @each("a2c", "a3c", "ppo")
 def test_objective(script, norm_adv):
@@ -497,12 +437,17 @@ def test_objective(script, norm_adv):
     the networks' outputs alone; the value loss, and in L_PG [CS-10a] [CS-9g] the advantages A = Q − V
     [CS-9f], in units of the targets' std, which is 5."""
     actor, critic = box_actor(script), script.Critic(OBS)
-    obs, actions, *old, advantages, targets = batch = batch_of(script, actor, critic)
+    critic.return_norm.update(tensor([-5.0, 5.0]))
+    obs, actions = torch.randn(16, 3), torch.randn(16, 2)
+    batch = [obs, actions, torch.randn(16) + 1, 3 * torch.randn(16)]
+    *_, advantages, targets = batch
     log_probs, entropy = gaussian_log_prob(actor, obs, actions)
     A, args = advantages.numpy(), dict(vf_coef=0.7, ent_coef=0.01)
     if script is ppo:
         args |= dict(clip_coef=0.2, norm_adv=norm_adv)
-        ratio = np.exp(log_probs - old[0].numpy())
+        old = torch.as_tensor(log_probs) + 0.3 * torch.randn(16)
+        batch.insert(2, old)
+        ratio = np.exp(log_probs - old.numpy())
         assert abs(ratio - 1).max() > 0.2
         A = (A - A.mean()) / A.std(ddof=1) if norm_adv else A
         policy = np.minimum(ratio * A, ratio.clip(0.8, 1.2) * A).mean()
@@ -511,10 +456,13 @@ def test_objective(script, norm_adv):
     values = 5 * critic.net(obs).detach().numpy()[:, 0]
     value_loss = ((values - targets.numpy()) ** 2).mean() / 25
     expected = policy - 0.7 * value_loss + 0.01 * entropy, policy, value_loss, entropy
-    found = objective_terms(script, actor, critic, batch, script.Args(**args))
-    assert [x.item() for x in found] == pytest.approx(expected, rel=1e-4)
-    one = objective_terms(script, actor, critic, [x[:1] for x in batch], script.Args(**args))
-    assert torch.stack(one).isfinite().all()  # trap 13: the std of one number is not a number
+    function = ppo.ppo_objective if script is ppo else script.actor_critic_objective
+    objective, metrics = function(actor, critic, *batch, script.Args(**args))
+    first, *others = (x.item() for x in metrics.values())  # first: L_CLIP, or −L_PG to be minimised
+    found = objective.item(), first if script is ppo else -first, *others
+    assert found == pytest.approx(expected, rel=1e-4)
+    objective, _ = function(actor, critic, *(x[:1] for x in batch), script.Args(**args))
+    assert objective.isfinite()  # trap 13: the std of one number is not a number
 
 
 @pytest.mark.parametrize(
@@ -606,58 +554,22 @@ def test_surrogate_by_hand():
     assert trpo.surrogate(log_probs, old, tensor([2.0, -4.0])).item() == pytest.approx(2.0)
 
 
-class TinyActor(nn.Module):
-    """Six parameters, few enough for a dense Fisher matrix, in float64."""
-
-    def __init__(self, discrete):
-        super().__init__()
-        self.net = nn.Linear(1, 3 if discrete else 2).double()
-        self.log_std = None if discrete else nn.Parameter(tensor([-0.5, 0.3]).double())
-
-    def forward(self, obs):
-        output = torch.tanh(self.net(obs))
-        if self.log_std is None:
-            return torch.distributions.Categorical(logits=output)
-        return torch.distributions.Independent(
-            torch.distributions.Normal(output, self.log_std.exp()), 1
-        )
-
-
-@pytest.mark.parametrize("discrete", [True, False])
-def test_fisher_vector_product(discrete):
-    """[X-FVP] F v is the Hessian of KL times v, and so E[score scoreᵀ] v: a sum over the actions, or
-    Gauss-Hermite quadrature."""
-    torch.manual_seed(1)
-    actor, obs = TinyActor(discrete), torch.randn(4, 1, dtype=torch.float64)
-    theta = list(actor.parameters())
+def test_fisher_vector_product():
+    """[X-FVP] F v is the Hessian of KL times v, and so E[score scoreᵀ] v, a sum over actions."""
+    actor, obs = softmax_actor(trpo).double(), torch.randn(4, 3, dtype=torch.float64)
+    dist, theta = actor(obs), list(actor.parameters())
     v = torch.randn_like(parameters_to_vector(theta))
     with torch.no_grad():
         old_dist = actor(obs)
-
-    def kl_gradient(**more):
-        gradient = torch.autograd.grad(trpo.mean_kl(old_dist, actor(obs)), theta, **more)
-        return parameters_to_vector(gradient)
-
-    product = trpo.fisher_vector_product(kl_gradient(create_graph=True), theta, v, 0.0)
-    damped = trpo.fisher_vector_product(kl_gradient(create_graph=True), theta, v, 0.3)
+    kl_gradient = torch.autograd.grad(trpo.mean_kl(old_dist, dist), theta, create_graph=True)
+    kl_gradient = parameters_to_vector(kl_gradient)
+    product, damped = (trpo.fisher_vector_product(kl_gradient, theta, v, x) for x in (0.0, 0.3))
     torch.testing.assert_close(damped, product + 0.3 * v)
-
     expected = torch.zeros_like(v)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(5)  # exact up to degree 9; needed: 4
-    for s in range(4):
-        dist = actor(obs[s : s + 1])
-        if discrete:
-            cases = [(tensor([a]), dist.probs[0, a].item()) for a in range(3)]
-        else:
-            pairs = itertools.product(zip(nodes, weights), repeat=2)
-            cases = [
-                ((dist.mean + dist.stddev * tensor([x, y])).detach(), p * q / (2 * math.pi))
-                for (x, p), (y, q) in pairs
-            ]
-        for action, p in cases:
-            log_prob = dist.log_prob(action).sum()
-            score = parameters_to_vector(torch.autograd.grad(log_prob, theta, retain_graph=True))
-            expected += p * score * (score @ v) / 4
+    for s, action in itertools.product(range(4), range(3)):
+        log_prob = dist.log_prob(tensor(action))[s]
+        score = parameters_to_vector(torch.autograd.grad(log_prob, theta, retain_graph=True))
+        expected += log_prob.exp().item() * score * (score @ v) / 4
     torch.testing.assert_close(product, expected, rtol=1e-6, atol=1e-8)
 
 
@@ -695,15 +607,9 @@ def search(answers):
         seen.append(parameters_to_vector(parameters))
         return tuple(map(tensor, next(answers)))
 
-    fraction, surrogate, kl = trpo.line_search(parameters, step, evaluate_policy, 0.01, 4)
-    return (
-        fraction,
-        (surrogate.item(), kl.item()),
-        parameters_to_vector(parameters),
-        seen,
-        old,
-        step,
-    )
+    fraction, *final = trpo.line_search(parameters, step, evaluate_policy, 0.01, 4)
+    final = tuple(x.item() for x in final)
+    return fraction, final, parameters_to_vector(parameters), seen, old, step
 
 
 def test_line_search_shrinks():
@@ -741,12 +647,6 @@ def test_targets_by_hand():
     torch.testing.assert_close(found, tensor([10.0, 2.0, 30.0]))
     found = sac.td_target(rewards, q1, q2, log_probs, ends, 0.9, 0.5)
     torch.testing.assert_close(found, tensor([1 + 0.9 * 10.5, 2.0, 3 + 0.9 * 29.0]))
-    # sac with α = 0 is td3; td3 with equal critics is ddpg.
-    (rewards, q1, q2, log_probs), ends = torch.randn(4, 100), torch.rand(100) < 0.3
-    soft = sac.td_target(rewards, q1, q2, log_probs, ends, 0.99, 0.0)
-    torch.testing.assert_close(soft, td3.td_target(rewards, q1, q2, ends, 0.99))
-    twin = td3.td_target(rewards, q1, q1, ends, 0.99)
-    torch.testing.assert_close(twin, ddpg.td_target(rewards, q1, ends, 0.99))
 
 
 def test_smoothing_noise():
@@ -778,38 +678,21 @@ def test_polyak_update(script, tau, expected):
     assert all((parameter == 5).all() for parameter in source.parameters())
 
 
-class Double(nn.Module):
-    """A tiny policy and critic in float64, for finite differences and exact products."""
-
-    def __init__(self):
-        super().__init__()
-        self.policy = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh())
-        self.q = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1))
-        self.double()
-
-    def critic(self, obs, action):
-        return self.q(torch.cat((obs, action), -1)).squeeze(-1)
-
-
 @each("ddpg", "td3")
 def test_deterministic_policy_gradient(script):
-    """[AC-10a] −∇ of the loss is the mean of ∇_θ μ · ∇_a Q, each Jacobian taken by itself.
-    [X-JPI] with α = 0 has the same gradient."""
-    double, obs = Double(), torch.randn(7, 3, dtype=torch.float64)
-    theta = list(double.policy.parameters())
-    loss = script.deterministic_policy_loss(double.policy, double.critic, obs)
+    """[AC-10a] −∇ of the loss is the mean of ∇_θ μ · ∇_a Q, each Jacobian taken by itself."""
+    actor, critic = script.Actor(OBS, BOX).double(), script.Critic(OBS, BOX).double()
+    obs, theta = torch.randn(7, 3, dtype=torch.float64), list(actor.parameters())
+    loss = script.deterministic_policy_loss(actor, critic, obs)
     gradient = -parameters_to_vector(torch.autograd.grad(loss, theta))
     expected = torch.zeros_like(gradient)
     for s in obs:
-        action = double.policy(s).detach().requires_grad_()
-        (dq_da,) = torch.autograd.grad(double.critic(s, action), action)  # (A,)
-        rows = [torch.autograd.grad(double.policy(s)[i], theta) for i in range(2)]
+        action = actor(s).detach().requires_grad_()
+        (dq_da,) = torch.autograd.grad(critic(s, action), action)  # (A,)
+        rows = [torch.autograd.grad(actor(s)[i], theta) for i in range(2)]
         dmu_dtheta = torch.stack([parameters_to_vector(row) for row in rows])  # (A, d)
         expected += dq_da @ dmu_dtheta / len(obs)
     torch.testing.assert_close(gradient, expected)
-    q = double.critic(obs, double.policy(obs))
-    soft = sac.soft_policy_loss(torch.randn(7, dtype=torch.float64), q, q, 0.0)
-    torch.testing.assert_close(-parameters_to_vector(torch.autograd.grad(soft, theta)), expected)
 
 
 # ── The squashed Gaussian ─────────────────────────────────────────────────────────────────────────
@@ -841,8 +724,7 @@ def test_log_prob_far_out(u):
 
 
 def test_sampled_actions():
-    """[AC-12c], [CS-2.1a] a = tanh u, u = μ + σ⊙ε: ∂a/∂μ = 1 − a², ∂a/∂log σ = (1 − a²) σ ε; the
-    noise is drawn for each sample and dimension; log π belongs to these samples."""
+    """[AC-12c], [CS-2.1a] a = tanh u, u = μ + σ⊙ε: ∂a/∂μ = 1 − a², ∂a/∂log σ = (1 − a²) σ ε."""
     actor, (mean, log_std) = sac.Actor(OBS, BOX), torch.tensor([0.4, -0.5])
     mean, log_std = (x.expand(1000, 2).clone().requires_grad_() for x in (mean, log_std))
     actor.forward = lambda obs: (mean, log_std)
@@ -854,11 +736,6 @@ def test_sampled_actions():
     z = ((u - 0.4) / math.exp(-0.5)).float()
     expected = (1 - actions**2) * math.exp(-0.5) * z
     torch.testing.assert_close(d_log_std, expected, rtol=1e-3, atol=1e-5)
-    assert abs(torch.corrcoef(z.T)[0, 1]) < 4 / math.sqrt(1000)
-    assert abs(z.mean()) < 4 / math.sqrt(2000) and abs(z.var() - 1) < 4 * math.sqrt(2 / 2000)
-    log_gaussian = -0.5 * z.double() ** 2 + 0.5 - math.log(2 * math.pi) / 2
-    expected = (log_gaussian - torch.log(1 - torch.tanh(u) ** 2)).sum(1).float()
-    torch.testing.assert_close(log_probs, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_sac_actor():
@@ -869,16 +746,6 @@ def test_sac_actor():
     for bias, bound in ((50.0, 2.0), (-50.0, -5.0)):
         nn.init.constant_(actor.net[-1].bias, bias)
         assert (actor(torch.zeros(1, 3))[1] == bound).all()
-
-
-def test_entropy_by_quadrature():
-    """[AC-12b] H = −E[log π] of sampled actions is −∫ π log π."""
-    values = density(0.3, -0.7)
-    expected = -(WEIGHTS * values * values.log().nan_to_num(neginf=0)).sum().item()
-    actor = sac.Actor(OBS, gym.spaces.Box(-1, 1, (1,)))
-    actor.forward = lambda obs: (torch.full((len(obs), 1), 0.3), torch.full((len(obs), 1), -0.7))
-    _, log_probs = actor.sample(torch.zeros(100_000, 3))
-    assert -log_probs.mean().item() == pytest.approx(expected, abs=5 * log_probs.std().item() / 316)
 
 
 def test_soft_policy_loss():

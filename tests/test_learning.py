@@ -7,10 +7,8 @@ The thresholds leave room, so that the tests pass on every CPU and with every se
     Move          −2      −7                  −9           −19          −97
 """
 
-import json
-
 import pytest
-from conftest import OFF_POLICY, ON_POLICY, train
+from conftest import OFF_POLICY, ON_POLICY, summary_of, train
 
 ENVS = {"num_envs": 8, "num_steps": 16}
 OFF = {"learning_starts": 300, "batch_size": 64, "tau": 0.02, "gamma": 0.9, "q_lr": 3e-3}
@@ -47,6 +45,6 @@ def test_learns(script, env_id):
     steps = 1_200 if script in OFF_POLICY else STEPS[env_id]
     settings = {"total_timesteps": steps, "gamma": 0.95, "eval_episodes": 20}
     settings |= SETTINGS[script] | MORE.get((script, env_id), {})
-    summary = json.loads((train(script, env_id, **settings) / "summary.json").read_text())
+    summary = summary_of(train(script, env_id, **settings))
     name = "training_return" if env_id == "CartPole-v1" else "evaluation_return"
     assert summary[name] >= THRESHOLDS[env_id]

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -39,6 +40,7 @@ from conftest import (
     only_folder,
     path_of,
     state_of,
+    summary_of,
     table,
     train,
     without_clock,
@@ -48,8 +50,8 @@ from torch import distributed
 import ppo
 
 BOTH = each("ppo", "sac")
-WITHOUT_A3C = each(*[name for name in SCRIPTS if name != "a3c"])  # its workers race
 FILES = "args.json", "checkpoint.pt", "episodes.csv", "summary.json", "updates.csv"
+assert_same_state = partial(torch.testing.assert_close, rtol=0, atol=0)  # to the last bit
 FOR_EVER = {"env_id": "envs:Slow-v0", "total_timesteps": 10**7}
 
 
@@ -72,23 +74,6 @@ def wait_for_rows(process, path, rows: int) -> None:
 
 def contents(folder, *names) -> dict:
     return {name: (folder / name).read_bytes() for name in names}
-
-
-def summary_of(folder) -> dict:
-    return json.loads((folder / "summary.json").read_text())
-
-
-def assert_same_state(first, second):
-    """Two checkpoints hold the same numbers."""
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        first, second = list(first.values()), list(second.values())
-    if isinstance(first, list | tuple):
-        assert len(first) == len(second)
-        for x, y in zip(first, second):
-            assert_same_state(x, y)
-    else:
-        assert torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 # ── Command line and files ────────────────────────────────────────────────────────────────────────
@@ -133,11 +118,10 @@ def test_a_file_runs_alone(script, tmp_path):
         assert actor.obs_norm.count > 0 and (actor.obs_norm.std != 1).all()
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help(script, capsys):
+def test_help(capsys):
     """What a user needs first comes first; every flag is explained."""
     with pytest.raises(SystemExit) as stop:
-        main(script, "--help")
+        main("ppo", "--help")
     printed = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
     assert stop.value.code == 0
     shown = re.findall(r"(?m)^[│ ]*(--[a-z][a-z-]+)", printed)
@@ -146,24 +130,14 @@ def test_help(script, capsys):
     assert "γ, discount factor" in printed
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", ["ppo", "sac"])
 def test_other_ways_to_run(script, tmp_path):
     """`import` runs nothing; the text pasted into a notebook, where no __file__ is, runs."""
     runpy.run_path(str(ROOT / f"{script}.py"), run_name="imported")
     assert not list(tmp_path.iterdir())
-    if script != "a3c":  # its workers import the file
-        names = {"__name__": "__main__"}
-        exec((ROOT / f"{script}.py").read_text(), names)
-        names["train"](names["Args"](env_id="Pendulum-v1", **TINY[script]))
-        assert (only_folder(tmp_path) / "summary.json").exists()
-
-
-def test_module_in_the_current_folder(tmp_path, monkeypatch):
-    """An environment of one's own is found without PYTHONPATH."""
-    monkeypatch.setattr(sys, "path", [x for x in sys.path if x])
-    text = "import gymnasium\nfrom envs import Reach\ngymnasium.register('Mine-v0', Reach)\n"
-    (tmp_path / "my_envs.py").write_text(text)
-    main("ppo", env_id="my_envs:Mine-v0", **TINY["ppo"])
+    names = {"__name__": "__main__"}
+    exec((ROOT / f"{script}.py").read_text(), names)
+    names["train"](names["Args"](env_id="Pendulum-v1", **TINY[script]))
     assert (only_folder(tmp_path) / "summary.json").exists()
 
 
@@ -188,7 +162,8 @@ def test_the_code_on_top_of_the_readme():
 
 def test_commands_of_the_pages():
     """Each flag that stands behind the name of a script is one of its flags."""
-    text = "".join((ROOT / page).read_text() for page in ("README.md", "benchmarks.md"))
+    pages = "README.md", "benchmarks.md", "docs/numbers.md", "docs/exercises.md"
+    text = "".join((ROOT / page).read_text() for page in pages).replace("\\\n", "")
     commands = re.findall(r"(\w+)\.py ([^`#|\n]*)", text)
     commands = [(script, words) for script, words in commands if script in SCRIPTS + LANGUAGE]
     assert sum("--" in words for _, words in commands) > 5
@@ -236,15 +211,13 @@ def test_cuda(script):
 
 @each(*EPISODIC, *OFF_POLICY)
 def test_half_and_half_is_the_whole(script):
-    """With one environment, N/2 steps and N/2 more after --resume are the same as N steps."""
-    total = 2 * TINY[script.__name__]["total_timesteps"]
-    half, whole = (train(script, total_timesteps=n, eval_episodes=1) for n in (total // 2, total))
+    """With one environment, N steps and some more after --resume are the same as all in one go."""
+    total = TINY[script.__name__]["total_timesteps"] + 60
+    half, whole = (train(script, total_timesteps=n, eval_episodes=1) for n in (total - 60, total))
     train(script, total_timesteps=total, eval_episodes=1, resume=str(half))  # a str or a Path
     assert without_clock(half) == without_clock(whole)
     assert_same_state(state_of(half), state_of(whole))
-    first, second = summary_of(half), summary_of(whole)
-    del first["seconds"], second["seconds"]
-    assert first == second
+    assert summary_of(half) == summary_of(whole)
 
 
 @each("a2c", "a3c", "trpo", "ppo")
@@ -289,7 +262,7 @@ def test_kill(script, tmp_path):
     (folder / "checkpoint.tmp").write_bytes(b"half")
 
     saved = checkpoint_of(folder)["step"]
-    total = saved + 240
+    total = saved + 60
     train(script, "envs:Slow-v0", total_timesteps=total, save_every=0.0, resume=folder)
     for name in ("episodes.csv", "updates.csv"):
         lines = (folder / name).read_text().splitlines()
@@ -314,7 +287,7 @@ def test_kill(script, tmp_path):
 @BOTH
 def test_kill_during_the_evaluation(script, monkeypatch):
     """Training is not lost, and no summary of an earlier state is left as if it were the last."""
-    folder, total = train(script), 2 * TINY[script.__name__]["total_timesteps"]
+    folder, total = train(script), TINY[script.__name__]["total_timesteps"] + 60
     with monkeypatch.context() as patch, pytest.raises(TypeError):
         patch.setattr(script, "evaluate", None)
         train(script, total_timesteps=total, resume=folder)
@@ -349,29 +322,22 @@ def test_flags_given_with_resume_win(script):
     """A resumed run has its own arguments, but for those that are given."""
     folder = train(script, gamma=0.9, seed=5)
     before = json.loads((folder / "args.json").read_text())["args"]
-    words = ["--resume", str(folder), "--total-timesteps", "600", "--eval-episodes", "3"]
-    main(script.__name__, *words)
+    given = {"total_timesteps": before["total_timesteps"] + 60, "eval_episodes": 3}
+    main(script.__name__, "--resume", str(folder), **given)
     after = json.loads((folder / "args.json").read_text())["args"]
-    assert after == before | {"total_timesteps": 600, "eval_episodes": 3}
-    assert summary_of(folder)["step"] >= 600
+    assert after == before | given
+    assert summary_of(folder)["step"] >= given["total_timesteps"]
     assert len(set(summary_of(folder)["evaluation_returns"])) == 3  # other episodes, not one thrice
 
 
-def test_alpha_given_with_resume_wins():
-    """Without autotune, SAC's α is the flag, not the α that an earlier part of the run has found."""
-    folder = train("sac")
-    train("sac", autotune=False, alpha=0.7, total_timesteps=300, resume=folder)
-    assert table(folder / "updates.csv")[-1]["alpha"] == pytest.approx(0.7)
-
-
-@WITHOUT_A3C
+@each(*[name for name in SCRIPTS if name != "a3c"])  # its workers race
 def test_learning_rate_given_with_resume_wins(script):
     """With a learning rate of 0 the networks move no more, whatever the checkpoint says."""
     folder = train(script)
     first, names = state_of(folder), [f.name for f in dataclasses.fields(script.Args)]
     rates = dict.fromkeys([x for x in names if x.endswith(("learning_rate", "_lr"))], 0.0)
     rates.pop("anneal_lr", None)
-    total = TINY[script.__name__]["total_timesteps"] + 200
+    total = TINY[script.__name__]["total_timesteps"] + 70
     train(script, **rates, total_timesteps=total, resume=folder)
     second = state_of(folder)
     networks = {"actor", "critic", "critics"} & first.keys()
@@ -382,30 +348,6 @@ def test_learning_rate_given_with_resume_wins(script):
                 assert torch.equal(value, second[network][name]), f"{network}.{name}"
 
 
-@BOTH
-def test_resume_without_the_tables(script):
-    """Deleted tables begin anew, with a header, and without the bytes that are missing."""
-    folder = train(script)
-    for name in ("episodes.csv", "updates.csv"):
-        (folder / name).unlink()
-    train(script, total_timesteps=1_024, resume=folder)
-    for name in ("episodes.csv", "updates.csv"):
-        assert (folder / name).read_text().startswith("step,seconds,")
-        assert table(folder / name)[0]["step"] > TINY[script.__name__]["total_timesteps"]
-
-
-@each(*OFF_POLICY)
-def test_resume_with_a_smaller_buffer(script):
-    """It keeps the newest transitions: of 80 rows that are full after 180 steps the last 50."""
-    folder = train(script, buffer_size=80)
-    before = state_of(folder)["buffer"]["rows"][2].roll(80 - 180 % 80)  # rewards, by age
-    buffer = script.ReplayBuffer(50, 1, 1, torch.device("cpu"))
-    buffer.load_state_dict(state_of(folder)["buffer"])
-    assert set(buffer.sample(2_000)[2].tolist()) == set(before[-50:].tolist())
-    train(script, buffer_size=50, total_timesteps=300, resume=folder)
-    assert len(state_of(folder)["buffer"]["rows"][2]) == 50
-
-
 # ── Errors: one line, the last on the screen, without a traceback ─────────────────────────────────
 
 ERRORS = [
@@ -414,15 +356,13 @@ ERRORS = [
     ("ppo", {"env_id": "envs:WholeNumbers-v0"}, "cannot choose actions from Box"),
     ("ppo", {"env_id": "envs:Lists-v0"}, "cannot flatten the observations"),
     ("ppo", {"env_id": "envs:Mission-v0"}, "cannot flatten the observations"),
-    ("sac", {"env_id": "envs:BoxMission-v0"}, "cannot flatten the observations"),
     ("ppo", {"num_minibatches": 65}, "num_minibatches must be at most num_steps * num_envs"),
-    ("sac", {"learning_starts": 180}, "learning_starts must be less than total_timesteps"),
-    ("ppo", {"env_id": "envs:NaNReward-v0"}, "reward nan"),
-    ("sac", {"env_id": "envs:BoxNaNReward-v0", "total_timesteps": 400}, "reward nan"),
-    ("reinforce", {"env_id": "envs:NaNReward-v0"}, "reward nan"),
+    ("ppo", {"env_id": "envs:NoReward-v0"}, "reward nan"),
+    ("sac", {"env_id": "envs:TwoRewards-v0"}, "reward [-"),
     *((name, {"env_id": "envs:Unbounded-v0"}, "finite bounds") for name in OFF_POLICY),
     *((name, {"env_id": "envs:Huge-v0"}, "finite bounds") for name in OFF_POLICY),
     *((name, {"env_id": "CartPole-v1"}, "finite bounds") for name in OFF_POLICY),
+    *((name, {"cuda": True}, "no GPU") for name in ("ppo", "sac") if not torch.cuda.is_available()),
 ]
 
 
@@ -432,22 +372,16 @@ def test_user_errors(script, bad, message, capsys):
 
 
 @each(*SCRIPTS)
-def test_sizes_that_allow_nothing(script, capsys, tmp_path):
+def test_sizes_that_allow_nothing(script, tmp_path):
     """0 for whatever is counted, fewer than 0 steps; named, before anything is made."""
     may_be_0 = {"seed", "total_timesteps", "learning_starts", "eval_episodes"}
     counts = {f.name for f in dataclasses.fields(script.Args) if f.type in (int, "int")}
     assert counts > may_be_0 - {"learning_starts"}
     bad = [(name, 0) for name in counts - may_be_0] + [("total_timesteps", -5)]
     for name, value in bad:
-        line = error_line(capsys, script.__name__, env_id="Pendulum-v1", **{name: value})
-        assert name in line.replace("-", "_"), (name, line)
+        with pytest.raises(gym.error.Error, match=name.replace("_", "[-_]")):
+            script.train(script.Args(env_id="Pendulum-v1", **{name: value}))
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-@BOTH
-def test_cuda_without_a_gpu(script, capsys):
-    assert "cuda" in error_line(capsys, script.__name__, "--cuda", env_id="Pendulum-v1").lower()
 
 
 def test_track_without_a_key(tmp_path, monkeypatch):
@@ -462,19 +396,14 @@ def test_track_without_a_key(tmp_path, monkeypatch):
 
 
 @BOTH
-def test_bad_resume(script, tmp_path, capsys):
-    """A folder that is none, or holds another script's run."""
+def test_broken_files(script, tmp_path, capsys):
+    """A folder that is none, another script's run, a file that is empty, cut in the middle or of
+    another version is named."""
     assert "nowhere" in error_line(capsys, script.__name__, "--resume", "nowhere")
     assert not (tmp_path / "nowhere").exists()
-    folder = str(train("reinforce"))
-    line = error_line(capsys, script.__name__, "--resume", folder)
-    assert "a run of reinforce.py" in line
-
-
-@BOTH
-def test_broken_files(script, capsys):
-    """A file that is empty, cut in the middle or of another version is named."""
     folder = train(script)
+    line = error_line(capsys, "reinforce", "--resume", str(folder))
+    assert f"a run of {script.__name__}.py" in line
     words = ["--resume", str(folder), "--total-timesteps", "2000"]
     files = contents(folder, "checkpoint.pt", "args.json")
     other = json.loads(files["args.json"])
@@ -489,6 +418,14 @@ def test_broken_files(script, capsys):
         (folder / name).write_bytes(files[name])
     line = error_line(capsys, script.__name__, *words, "--env-id", "Pendulum-v1")
     assert "checkpoint.pt" in line  # the shapes are others
+    # Deleted tables begin anew, with a header, and without the bytes that are missing.
+    for name in ("episodes.csv", "updates.csv"):
+        (folder / name).unlink()
+    total = TINY[script.__name__]["total_timesteps"]
+    train(script, total_timesteps=total + 100, resume=folder)
+    for name in ("episodes.csv", "updates.csv"):
+        assert (folder / name).read_text().startswith("step,seconds,")
+        assert table(folder / name)[0]["step"] > total
 
 
 @pytest.mark.parametrize("script", ["ppo", "a3c"])
@@ -507,14 +444,12 @@ def test_error_while_the_bar_is_open(script, tmp_path):
     assert "Traceback" not in output and only_folder(tmp_path).name in output
 
 
-@BOTH
-def test_bugs_keep_their_traceback(script):
-    env_id = "envs:Raises-v0" if script.__name__ == "ppo" else "envs:BoxRaises-v0"
+def test_bugs_keep_their_traceback():
     with pytest.raises(TypeError, match="NoneType"):
-        main(script.__name__, env_id=env_id, **TINY[script.__name__])
+        main("ppo", env_id="envs:Raises-v0", **TINY["ppo"])
 
 
-@pytest.mark.parametrize("script", ["ppo", "sac", "a3c"])
+@pytest.mark.parametrize("script", ["ppo", "a3c"])
 def test_interrupt(script, tmp_path):
     """Ctrl-C, which reaches all processes of the group, ends them without a traceback."""
     process = start(script, **FOR_EVER, **({"num_workers": 2} if script == "a3c" else {}))
@@ -525,13 +460,12 @@ def test_interrupt(script, tmp_path):
     assert "Traceback" not in output and output.strip().splitlines()[-1].startswith("Keyboard")
 
 
-@pytest.mark.parametrize("size", [2_000, 200_000])
-def test_full_disk(size):
-    """A file that cannot grow, a CSV file or a checkpoint: one line, and the last one is kept."""
+def test_full_disk():
+    """A checkpoint that cannot grow: one line, and the last one is kept."""
     folder = train("sac")
     before = contents(folder, "checkpoint.pt")
     command = [sys.executable, str(ROOT / "sac.py"), "--resume", str(folder), "--save-every", "0"]
-    limit = (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    limit = (200_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     done = subprocess.run(
         [*command, "--total-timesteps", "4000"],
         env=environment(),
@@ -567,12 +501,9 @@ def test_two_processes(tmp_path):
     folder = only_folder(tmp_path)
     one = train("ppo", **settings)
     found, expected = without_clock(folder), without_clock(one)
-    for name, column in (
-        ("updates.csv", "step"),
-        ("episodes.csv", "step"),
-        ("episodes.csv", "length"),
-    ):
-        assert [x[column] for x in found[name]] == [x[column] for x in expected[name]]
+    for name, rows in found.items():
+        for column in {"step", "length"} & rows[0].keys():
+            assert [x[column] for x in rows] == [x[column] for x in expected[name]]
     returns = [row["episode_return"] for row in found["episodes.csv"]]
     assert len(set(returns)) == len(returns)  # the environments and the noise differ
     for name in ("actor", "critic"):
@@ -595,7 +526,7 @@ def test_other_ranks_act_with_the_policy_of_rank_0(monkeypatch):
 
 
 def test_an_error_in_one_process_ends_both(tmp_path):
-    """Only the environments of rank 1 raise."""
+    """Only the environments of rank 1 raise. The current folder has them, without PYTHONPATH."""
     (tmp_path / "half.py").write_text(
         "import os, gymnasium, envs\n"
         "make = envs.Counter if os.environ['RANK'] == '0' else envs.KINDS['Raises'][0]\n"
