@@ -63,8 +63,8 @@ FLAGS = {
 }
 for script in OFF_POLICY:
     FLAGS[script, "Pendulum-v1"] = "--total-timesteps 20000 --learning-starts 1000"
-    FLAGS[script, "Walker2d-v4"] = "--total-timesteps 200000"  # until measured over 1,000,000
-FLAGS["sac", "HalfCheetah-v4"] = FLAGS["sac", "Hopper-v4"] = "--total-timesteps 200000"
+for env_id in MUJOCO:
+    FLAGS["sac", env_id] = "--total-timesteps 200000"  # until measured over 1,000,000
 
 
 def flags_of(script: str, env_id: str) -> str:
