@@ -58,9 +58,11 @@ FOR_EVER = {"env_id": "envs:Slow-v0", "total_timesteps": 10**7}
 def start(script, *words, **settings) -> subprocess.Popen:
     """Starts the command line of a script in a process group of its own."""
     command = [sys.executable, path_of(script), *words, *flags(TINY[script] | settings)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     variables = environment() | {"PYTHONUNBUFFERED": ""}  # as it is on a user's machine
-    return subprocess.Popen(command, env=variables, start_new_session=True, **pipes)
+    # A test run in the background ignores SIGINT, and so would the script.
+    options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, env=variables, start_new_session=True, **options)
 
 
 def wait_for_rows(process, path, rows: int) -> None:
