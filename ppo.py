@@ -29,7 +29,7 @@ Algorithm [AC-09d]
     5.     shuffle the T·N samples into minibatches; one Adam step up L for each
     6. discard the rollout and go to 2
 
-Not in the text [impl]; benchmarks.md measures most of it, with two seeds
+Not in the text [impl]; benchmarks.md measures most of it
     [impl 1] observations standardised by running statistics, clipped to ±10  Andrychowicz 2021, 3.3
     [impl 2] orthogonal weights; last layer × 0.01, critic's × 0 (ours)    Andrychowicz 2021, 3.2
     [impl 3] initial σ = e^−0.5, in units of half the action range         tianshou, examples/mujoco

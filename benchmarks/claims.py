@@ -471,7 +471,8 @@ def along_steps(env_id: str, seed: int) -> dict:
     args = trpo.Args()
     fisher = partial(trpo.fisher_vector_product, kl_gradient, parameters, damping=args.cg_damping)
     x = trpo.conjugate_gradient(fisher, g, args.cg_iterations)
-    step, old = trpo.full_step(x, fisher(x), args.max_kl), parameters_to_vector(parameters).detach()
+    step = trpo.full_step(x, fisher(x), args.max_kl)
+    old = parameters_to_vector(parameters).detach()
     found = {"before": return_of(actor, envs, seed)}
     for direction, way in zip(DIRECTIONS, (g, x)):
         for length in LENGTHS:

@@ -59,7 +59,8 @@ class Counter(Env):
 
     def __init__(self):
         Counter.made += 1
-        self.count, self.array = 1000 * Counter.made, np.zeros(1, np.float32)
+        self.count = 1000 * Counter.made
+        self.array = np.zeros(1, np.float32)
 
     def observe(self):
         self.count += 1
@@ -219,7 +220,8 @@ class Broken(Env):
 class OneCopy(Env):
     """A port, a robot, an emulator: there can be one at a time, or `most`."""
 
-    open, most = 0, 1
+    open = 0
+    most = 1
 
     def __init__(self):
         assert OneCopy.open < OneCopy.most, "there is one already"

@@ -371,7 +371,8 @@ def test_staggered_resets(script, stagger, monkeypatch):
     on to end together. An episode that is cut so counts for nothing; environment 0 loses none."""
     calls = record(monkeypatch, script, "rollout", lambda envs, obs, *_: obs.copy())
     settings = {"num_envs": 3, "num_steps": 4, "total_timesteps": 60}
-    settings |= {} if stagger else {"stagger": False}  # it is the default
+    if not stagger:  # it is the default
+        settings["stagger"] = False
     folder = train(script, "envs:Counter-v0", **settings)
     starts, lasts = [obs for obs, _ in calls], [result[5][-1].numpy() for _, result in calls]
     resets = [(b - a)[:, 0].nonzero()[0].tolist() for a, b in zip(lasts, starts[1:])]
@@ -876,8 +877,8 @@ def test_one_update_of_sac():
 
 @each(*OFF_POLICY)
 def test_delayed_updates(script, monkeypatch):
-    """[AC-11b] in td3 the policy and all targets move in every third update only, as it is told; in
-    ddpg and sac in each. The critics move in each, and nothing else moves a policy."""
+    """[AC-11b] in td3 the policy and all targets move in every third update only, where
+    policy_frequency is 3; in ddpg and sac in each. The critics move in each, and nothing else moves a policy."""
     more = dict(policy_frequency=3) if script is td3 else {}
     calls = started(script, monkeypatch, updates=7, **more)
     for i, ((before, _), (after, _)) in enumerate(zip(calls, calls[1:]), start=1):

@@ -163,7 +163,8 @@ def test_the_same_seed_gives_the_same_run(script):
 @each("reinforce", "sac")
 def test_generators_of_any_kind_are_saved(script, generator):
     """What is saved can be loaded, with weights_only=True, and the run goes on."""
-    folder, first = None, TINY[script.__name__]["total_timesteps"]
+    first = TINY[script.__name__]["total_timesteps"]
+    folder = None
     for total in (first, first + 60):
         folder = train(script, f"envs:Drawn{generator}-v0", total_timesteps=total, resume=folder)
         assert checkpoint_of(folder)["step"] >= total

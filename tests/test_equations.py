@@ -240,7 +240,8 @@ def test_worked_step_of_the_text():
     assert theta.softmax(0)[0].item() == pytest.approx(0.549834, abs=5e-7)
 
 
-THIRD, NEVER = (column(0, 0, end, dtype=torch.bool) for end in (1, 0))  # ends, no ends
+THIRD = column(0, 0, 1, dtype=torch.bool)  # the episode ends with the third step
+NEVER = column(0, 0, 0, dtype=torch.bool)
 
 
 class SmallMDP:
@@ -557,7 +558,8 @@ def test_surrogate_by_hand():
 def test_fisher_vector_product():
     """[X-FVP] F v is the Hessian of KL times v, and so E[score scoreᵀ] v, a sum over actions."""
     actor, obs = softmax_actor(trpo).double(), torch.randn(4, 3, dtype=torch.float64)
-    dist, theta = actor(obs), list(actor.parameters())
+    dist = actor(obs)
+    theta = list(actor.parameters())
     v = torch.randn_like(parameters_to_vector(theta))
     with torch.no_grad():
         old_dist = actor(obs)
@@ -682,7 +684,8 @@ def test_polyak_update(script, tau, expected):
 def test_deterministic_policy_gradient(script):
     """[AC-10a] −∇ of the loss is the mean of ∇_θ μ · ∇_a Q, each Jacobian taken by itself."""
     actor, critic = script.Actor(OBS, BOX).double(), script.Critic(OBS, BOX).double()
-    obs, theta = torch.randn(7, 3, dtype=torch.float64), list(actor.parameters())
+    obs = torch.randn(7, 3, dtype=torch.float64)
+    theta = list(actor.parameters())
     loss = script.deterministic_policy_loss(actor, critic, obs)
     gradient = -parameters_to_vector(torch.autograd.grad(loss, theta))
     expected = torch.zeros_like(gradient)

@@ -10,7 +10,17 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, environment, error_line, flags, main, only_folder, state_of, table
+from conftest import (
+    ROOT,
+    environment,
+    error_line,
+    flags,
+    main,
+    only_folder,
+    state_of,
+    summary_of,
+    table,
+)
 from torch import nn
 
 import grpo
@@ -448,10 +458,6 @@ def rows_of(folder) -> list[dict[str, float]]:
     return [row | {"seconds": 0} for row in table(folder / "updates.csv")]
 
 
-def summary_of(folder) -> dict[str, float]:
-    return json.loads((folder / "summary.json").read_text()) | {"seconds": 0}
-
-
 def record(module, monkeypatch, **settings) -> tuple[dict, list[tuple], list[float]]:
     """A run: the parts of its state; of each minibatch what its objective was given, and the rate.
     Trap 16: a row has the means over all minibatches."""
@@ -631,7 +637,8 @@ def test_half_and_half_is_the_whole(module):
 @BOTH
 def test_command_line(module, tmp_path, capsys):
     """In an empty folder, the file alone: a run with W&B, ten responses, and errors in one line."""
-    script, other = module.__name__, "grpo" if module is rlhf else "rlhf"
+    script = module.__name__
+    other = "grpo" if module is rlhf else "rlhf"
     (tmp_path / f"{script}.py").write_text((ROOT / f"{script}.py").read_text())
     command = [sys.executable, f"{script}.py", *flags(TINY[script]), "--track", "--seed", "7"]
     variables = environment() | {"WANDB_MODE": "offline"}
