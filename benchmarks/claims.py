@@ -136,7 +136,7 @@ def in_training(script, env_id: str, seed: int, steps: int, N: int, T: int) -> t
     critic = script.Critic(run.env.observation_space)
     critic.load_state_dict(run.state["critic"])
     envs = [script.make_env(env_id) for _ in range(N)]
-    obs = np.stack([env.reset(seed=seed + n)[0] for n, env in enumerate(envs)])
+    obs = np.stack([env.reset(seed=1000 * seed + n)[0] for n, env in enumerate(envs)])
     samples = rollout(envs, obs, run.actor, T)
     _, _, observations, actions, rewards, next_observations, *ends = samples
     with torch.no_grad():
@@ -431,13 +431,16 @@ def claim_3() -> list:
     samples = over_seeds(effective_samples, kinds)
     # One run after another: a3c.py's workers need the cores.
     returns = {x: [staleness(x, seed) for seed in SEEDS] for x in ("a3c.py", "a2c.py")}
-    with figure("3", "Many short rollouts hold more independent samples") as axes:
+    with figure("3", "Many environments help where the samples of one are correlated") as axes:
         many = {", ".join(kind): [[*x.values()] for x in samples[kind]] for kind in kinds}
         lines(axes[0], NUMBERS, many, xscale="log", yscale="log", xlabel="N environments")
         axes[0].set_xticks(NUMBERS, NUMBERS)
+        axes[0].set_yticks(ticks := [20, 50, 100, 200], ticks)
+        axes[0].minorticks_off()
         axes[0].set_ylabel("effective samples of 256")
         workers = {name: [[*x.values()] for x in returns[name]] for name in returns}
         lines(axes[1], WORKERS, workers, xlabel="workers, or environments")
+        axes[1].set_xticks(WORKERS)
         axes[1].set_ylabel("return on CartPole-v1")
     rows = [["effective samples of 256", *(f"N = {N}" for N in NUMBERS)]]
     rows += [row(", ".join(kind), samples[kind], NUMBERS) for kind in kinds]
