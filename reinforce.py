@@ -46,7 +46,7 @@ Not in the text [impl]
     [impl 6] an episode that a time limit truncates counts as terminated
 
 Run: python reinforce.py --env-id HalfCheetah-v4
-    evaluated 1,037 ± 556 after 1,000,000 steps (10 seeds, see benchmarks.md)
+    evaluated 1,107 ± 531 after 1,000,000 steps (5 seeds, see benchmarks.md)
 """
 
 import contextlib
