@@ -56,6 +56,7 @@ import os
 import random
 import sys
 import time
+import warnings
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -327,6 +328,8 @@ class Boundary(gym.Wrapper):
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat float32 observations; it records its episodes in video_folder."""
     options = {"render_mode": "rgb_array"} if video_folder else {}
+    if mujoco := sys.modules.get("mujoco"):  # show a warning once, not for each environment
+        mujoco.set_mju_user_warning(warnings.warn)
     env = gym.make(env_id, **options)
     with explained(f"cannot flatten the observations {env.observation_space}"):
         size = gym.spaces.flatdim(env.observation_space)

@@ -88,6 +88,15 @@ def test_observations(script):
             assert env.observation_space.contains(x)
 
 
+@pytest.mark.filterwarnings("ignore")
+@each("ppo")
+def test_warnings_of_mujoco(script, capfd):
+    """MuJoCo 4 warns about HalfCheetah's model: that is shown once, not for each environment."""
+    for _ in range(5):
+        script.make_env("HalfCheetah-v4")
+    assert capfd.readouterr().err.count("settotalmass") <= 1
+
+
 @each("ddpg")
 def test_replay_of_images(script):
     """The buffer has no more rows than the run has steps: one million do not fit into memory."""
