@@ -50,13 +50,13 @@ Run: python reinforce.py --env-id HalfCheetah-v4
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 import random
 import sys
 import time
-import warnings
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -328,8 +328,9 @@ class Boundary(gym.Wrapper):
 def make_env(env_id: str, video_folder: Path | None = None) -> gym.Env:
     """One environment with flat float32 observations; it records its episodes in video_folder."""
     options = {"render_mode": "rgb_array"} if video_folder else {}
-    if mujoco := sys.modules.get("mujoco"):  # show a warning once, not for each environment
-        mujoco.set_mju_user_warning(warnings.warn)
+    mujoco = sys.modules.get("mujoco")  # each of its warnings once, not for each environment
+    if mujoco and not mujoco.get_mju_user_warning():
+        mujoco.set_mju_user_warning(functools.cache(print))
     env = gym.make(env_id, **options)
     with explained(f"cannot flatten the observations {env.observation_space}"):
         size = gym.spaces.flatdim(env.observation_space)

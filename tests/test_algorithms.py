@@ -878,7 +878,8 @@ def test_one_update_of_sac():
 @each(*OFF_POLICY)
 def test_delayed_updates(script, monkeypatch):
     """[AC-11b] in td3 the policy and all targets move in every third update only, where
-    policy_frequency is 3; in ddpg and sac in each. The critics move in each, and nothing else moves a policy."""
+    policy_frequency is 3; in ddpg and sac in each. The critics move in each, and nothing else
+    moves a policy."""
     more = dict(policy_frequency=3) if script is td3 else {}
     calls = started(script, monkeypatch, updates=7, **more)
     for i, ((before, _), (after, _)) in enumerate(zip(calls, calls[1:]), start=1):
