@@ -88,7 +88,6 @@ def test_observations(script):
             assert env.observation_space.contains(x)
 
 
-@pytest.mark.filterwarnings("ignore")
 @each("ppo")
 def test_warnings_of_mujoco(script, capfd):
     """MuJoCo 4 warns about HalfCheetah's model: that is shown once, not for each environment."""
