@@ -45,7 +45,7 @@ Not in the text [impl]
     [impl 6] log σ clamped to [−5, 2] (no gradient beyond)                 CleanRL, by a tanh
     [impl 7] step 7 moves log α, so that α stays positive                  Haarnoja 2018b, code
 
-Run: python sac.py --env-id HalfCheetah-v4 --total-timesteps 200000
+Run: python sac.py --env-id HalfCheetah-v4
     evaluated 11,394 after 1,000,000 steps (1 seed, see benchmarks.md)
 """
 
