@@ -46,7 +46,7 @@ Not in the text [impl]
     [impl 9] one RMSprop for all workers, with shared averages             Mnih 2016, section 4
 
 Run: python a3c.py --env-id HalfCheetah-v4
-    evaluated 2,321 ± 1,564 after 1,000,000 steps (3 seeds, see benchmarks.md)
+    evaluated 2,272 ± 1,488 after 1,000,000 steps (3 seeds, see benchmarks.md)
 """
 
 import contextlib
